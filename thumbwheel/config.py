@@ -1,0 +1,307 @@
+"""The configuration: one frozen, typed tree.
+
+Precedence: defaults < TOML file < environment (``THUMBWHEEL_SECTION__KEY``) < ``--set section.key=value``.
+Unknown keys are errors. ``thumbwheel.toml`` in the repository documents every key; a test holds it to this tree.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from thumbwheel.errors import SetupError
+
+ENV_PREFIX = "THUMBWHEEL_"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A table of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    path: str = "embedded"
+    """A Hugging Face causal chat model: a folder or hub id. "embedded" is SmolLM2-135M-Instruct."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Weights in the engine. "auto": float32 on a CPU (bfloat16 is slower there), the model's own on a GPU."""
+    max_context: Positive = 2048
+    """Longest prompt plus answer, in tokens."""
+
+
+class Server(Section):
+    host: str = "127.0.0.1"
+    """Address of both listeners. Without keys and TLS only a loopback address is accepted."""
+    grpc_port: Port = 50051
+    """Port of the gRPC API; 0 takes a free one."""
+    http_port: Port = 9401
+    """Port of /metrics, /healthz and /readyz; 0 takes a free one."""
+    reflection: bool = True
+    """Let tools such as grpcurl list the services."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of the engine on a CPU; 0 means one per core."""
+    max_sequences: Positive = 24
+    """Answers sampled at once."""
+    max_queue: Positive = 64
+    """Answers waiting for a place before calls are refused with RESOURCE_EXHAUSTED."""
+    rollout_sequences: Positive = 16
+    """Places the learner may take while nobody chats."""
+    rollout_sequences_busy: Positive = 4
+    """Places the learner may take while somebody chats."""
+    kv_cache_bytes: Positive = 1 << 30
+    """Memory of the engine's KV cache on a CPU. On a GPU vLLM sizes it by gpu_memory_share."""
+    gpu_memory_share: Share = 0.6
+    """Share of GPU memory for the engine; the rest is the learner's."""
+    tensor_parallel: Positive = 1
+    """GPUs one engine spans."""
+    max_adapters: Annotated[int, Field(ge=3)] = 6
+    """Versions resident in the engine: live, previous, candidate and pins."""
+    max_lora_rank: Positive = 32
+    """Highest rank an adapter may have."""
+    max_update_norm: Annotated[float, Field(gt=0)] = 0.5
+    """Largest Frobenius norm of an adapter's update to a matrix, as a share of that matrix' own norm."""
+    max_tokens: Positive = 1024
+    """Longest answer a caller may ask for."""
+    default_max_tokens: Positive = 256
+    """Length of an answer when the caller names none."""
+    default_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Temperature when the caller names none. Answers at 1 train best."""
+    default_deadline: Seconds = 120
+    """Deadline of a chat call that comes without one; also the longest that is accepted."""
+    drain: Seconds = 8
+    """How long running answers may go on after SIGTERM."""
+
+
+class Redis(Section):
+    url: str = ""
+    """redis://, rediss:// or unix://. Empty: REDIS_URL, else a server on PATH, else the embedded one."""
+    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "default"
+    """Prefix of every key; two namespaces share a store without meeting."""
+
+
+class TurnLog(Section):
+    max_turns: Positive = 200_000
+    """Turns kept without a vote; the oldest go first."""
+    max_rated_turns: Positive = 1_000_000
+    """Turns kept with a vote."""
+    max_age_days: Annotated[float, Field(gt=0)] = 90
+    """Turns older than this go, rated or not."""
+    buffer: Positive = 1000
+    """Answers that wait in memory while the store is away."""
+
+
+class Feedback(Section):
+    idempotency_hours: Annotated[float, Field(gt=0)] = 72
+    """How long an idempotency key is remembered; longer than any client retries."""
+    max_edit_chars: Positive = 20_000
+    """Longest edit."""
+
+
+class RewardModel(Section):
+    min_votes: Positive = 32
+    """Below this many usable votes the cycle ends and says so."""
+    min_auc: Share = 0.55
+    """Floor of the held-out AUC. Noisy votes understate it: .67 was seen where the truth was .85."""
+    window: Positive = 4000
+    """Latest votes it is fitted on."""
+    holdout: Share = 0.25
+    """Share of conversations held out to measure it."""
+    rater_cap: Share = 0.5
+    """Largest share of a batch's weight that one rater may hold, where there is more than one rater."""
+
+
+class Lora(Section):
+    rank: Positive = 16
+    """Rank of the adapter."""
+    alpha: Positive = 32
+    """Scale: the update counts alpha / rank."""
+    layers: Share = 0.5
+    """Share of layers, from the top, that carry LoRA. Below them activations are computed once."""
+
+
+class Ppo(Section):
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """AdamW's rate for the adapter, after warm-up."""
+    value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """AdamW's rate for the value head."""
+    warmup_updates: Annotated[int, Field(ge=0)] = 4
+    """Optimiser steps over which the rate rises; the first updates are the roughest."""
+    fresh_iterations: Annotated[int, Field(ge=0)] = 3
+    """Iterations on fresh rollouts scored by the reward model, after the one on rated traffic."""
+    rollouts: Positive = 64
+    """Answers in a fresh iteration."""
+    epochs: Positive = 2
+    """Passes over an iteration's answers."""
+    minibatches: Positive = 4
+    """Optimiser steps a pass."""
+    gamma: Share = 1.0
+    """Discount."""
+    lam: Share = 0.95
+    """GAE's lambda."""
+    clip_eps: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Clip range of the probability ratio."""
+    value_clip: Annotated[float, Field(gt=0)] = 0.2
+    """Clip range of the value."""
+    value_coef: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the value loss."""
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the entropy bonus."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.05
+    """Weight of the per-token KL penalty (k1) to the reference in the reward."""
+    kl_budget: Annotated[float, Field(gt=0)] = 4.5
+    """KL to the reference, in nats per answer, at which a cycle stops. Past about 5 answers turn curt and wrong."""
+    vote_weight: Share = 0.5
+    """Share of a person's own vote in the reward of an answer that has one; the rest is the reward model's."""
+    max_staleness: Annotated[int, Field(ge=0)] = 1
+    """Versions that a logged answer may lie behind the live one and still train the policy."""
+    max_importance: Annotated[float, Field(ge=1)] = 2.0
+    """Bound of the truncated importance weight between the sampling and the training policy."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradient clipping."""
+    tokens_per_microbatch: Positive = 2048
+    """Padded tokens of one forward and backward pass; bounds memory."""
+
+
+class Gate(Section):
+    prompts: Positive = 32
+    """Held-out prompts that candidate and live version answer."""
+    min_win_rate: Share = 0.5
+    """Least share of held-out prompts on which the candidate's answer must be better."""
+    max_competence_loss: Share = 0.05
+    """Largest share of the plain questions that the base answers right and the candidate may lose."""
+    max_kl: Annotated[float, Field(gt=0)] = 6.0
+    """Largest KL to the base on held-out prompts, in nats per answer."""
+    max_length_ratio: Annotated[float, Field(gt=1)] = 4.0
+    """Mean answer length against the base, up or down."""
+    max_tokens: Positive = 48
+    """Length of the answers that are compared."""
+
+
+class Learner(Section):
+    http_host: str = "127.0.0.1"
+    """Address of the learner's /metrics."""
+    http_port: Port = 9402
+    """Port of the learner's /metrics, /healthz; 0 takes a free one."""
+    min_votes: Positive = 64
+    """New votes that start a cycle."""
+    max_votes: Positive = 512
+    """Most votes in one cycle's batch; more wait for the next."""
+    poll: Seconds = 2
+    """How often it looks for new votes."""
+    lease: Seconds = 15
+    """Leadership lapses after this long without a sign of life."""
+    seed: int = 1
+    """Seed of everything random."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads on a CPU; 0 means one per core (it runs niced, so the engine goes first)."""
+    niceness: Annotated[int, Field(ge=0, le=19)] = 15
+    """How far it stands back for the engine."""
+    reward_model: RewardModel = RewardModel()
+    """Turns votes into a reward."""
+    lora: Lora = Lora()
+    """The adapter that is trained."""
+    ppo: Ppo = Ppo()
+    """Proximal policy optimisation."""
+    gate: Gate = Gate()
+    """What a candidate must show before it serves."""
+
+
+class Log(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is written."""
+    format: Literal["logfmt", "json"] = "logfmt"
+    """One line per event in either."""
+
+
+class Config(Section):
+    """The whole tree."""
+
+    data_dir: Path = Path("data")
+    """Where everything that must be kept lies: Redis' file, versions, the prepared model, logs, secrets."""
+    artifacts: str = ""
+    """Where versions lie; empty means <data_dir>/versions."""
+    model: Model = Model()
+    """The base model."""
+    server: Server = Server()
+    """The serving half."""
+    redis: Redis = Redis()
+    """The store."""
+    turn_log: TurnLog = TurnLog()
+    """Retention of turns."""
+    feedback: Feedback = Feedback()
+    """Votes."""
+    learner: Learner = Learner()
+    """The learning half."""
+    log: Log = Log()
+    """Logs."""
+
+    @property
+    def artifact_root(self) -> Path:
+        return Path(self.artifacts) if self.artifacts else self.data_dir / "versions"
+
+
+def load(
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Builds the configuration.
+
+    Args:
+        file: TOML file; None means ``thumbwheel.toml`` in the working directory if there is one.
+        overrides: ``section.key=value`` strings, the strongest source.
+        environ: defaults to the process' environment.
+
+    Raises:
+        SetupError: an unknown key, a bad value or an unreadable file; names the key and its source.
+    """
+    tree: dict[str, Any] = {}
+    if file is None and Path("thumbwheel.toml").is_file():
+        file = Path("thumbwheel.toml")
+    if file is not None:
+        try:
+            tree = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SetupError(f"cannot read the configuration {file}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SetupError(f"{file} is not valid TOML: {error}") from error
+    for name, value in sorted((os.environ if environ is None else environ).items()):
+        if name.startswith(ENV_PREFIX):
+            _assign(tree, name.removeprefix(ENV_PREFIX).lower().split("__"), value, name)
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise SetupError(f"--set {item}: write it as section.key=value")
+        _assign(tree, key.strip().split("."), value, f"--set {item}")
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise SetupError("the configuration is not valid:\n  " + "\n  ".join(lines)) from error
+
+
+def _explain(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: no such key (thumbwheel.toml lists all keys)"
+    return f"{key} = {detail['input']!r}: {detail['msg']}"
+
+
+def _assign(tree: dict[str, Any], path: list[str], value: str, source: str) -> None:
+    """Puts a string at a dotted path; pydantic turns it into the field's type."""
+    node = tree
+    for part in path[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise SetupError(f"{source}: {part} is a value, not a section")
+    node[path[-1]] = value

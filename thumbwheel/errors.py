@@ -1,0 +1,77 @@
+"""Everything that goes wrong on purpose.
+
+    ThumbwheelError                what was wrong and what to do, in one message for people
+    ├── InvalidInput               a caller's value is out of range (names the field)
+    ├── NotFound                   no such response, turn or version
+    ├── NotAllowed                 it exists, and is not the caller's
+    ├── Conflict                   same idempotency key, other content; or a name that is taken
+    ├── Overloaded                 the queue is full; try again after `retry_after` seconds
+    ├── StoreUnavailable           Redis is away or refuses writes; nothing was changed
+    ├── CorruptRecord              a stored record fails its checksum
+    ├── AdapterRefused             an adapter that must not reach the engine
+    ├── LeaseLost                  another learner leads; nothing was committed
+    └── SetupError                 configuration, disk, port, model or Redis: cannot start
+"""
+
+from __future__ import annotations
+
+
+class ThumbwheelError(Exception):
+    """Root of the tree. Its text may be shown to the caller."""
+
+
+class InvalidInput(ThumbwheelError):
+    """`field` is the path of the offending value, such as ``input.messages[2].role``."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class NotFound(ThumbwheelError):
+    """No such thing."""
+
+
+class NotAllowed(ThumbwheelError):
+    """It is somebody else's."""
+
+
+class Conflict(ThumbwheelError):
+    """It exists already, with other content."""
+
+
+class Overloaded(ThumbwheelError):
+    """`retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class StoreUnavailable(ThumbwheelError):
+    """`retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class CorruptRecord(ThumbwheelError):
+    """The bytes are not what was written."""
+
+
+class AdapterRefused(ThumbwheelError):
+    """`reason` is a short label for metrics, such as ``not_finite``."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class LeaseLost(ThumbwheelError):
+    """The fencing token is no longer the newest."""
+
+
+class SetupError(ThumbwheelError):
+    """Said before anything is started."""
