@@ -9,6 +9,7 @@
     ├── StoreUnavailable           Redis is away or refuses writes; nothing was changed
     ├── CorruptRecord              a stored record fails its checksum
     ├── AdapterRefused             an adapter that must not reach the engine
+    ├── EngineDead                 the engine's process is gone; the server must be started anew
     ├── LeaseLost                  another learner leads; nothing was committed
     └── SetupError                 configuration, disk, port, model or Redis: cannot start
 """
@@ -67,6 +68,10 @@ class AdapterRefused(ThumbwheelError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class EngineDead(ThumbwheelError):
+    """No request can be answered by this process any more."""
 
 
 class LeaseLost(ThumbwheelError):

@@ -1,0 +1,120 @@
+"""What the serving half asks of an engine.
+
+Two engines obey this protocol and pass the same tests: ``engine_vllm.VllmEngine``, and
+``engine_scripted.ScriptedEngine``, which needs no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSpec:
+    """How tokens are drawn; every default is already filled in."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    stop: tuple[str, ...]
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A version as an engine knows it. The base model has adapter_id 0 and no path."""
+
+    name: str
+    adapter_id: int
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What was sampled since the last chunk of the same answer.
+
+    Attributes:
+        index: which of the n answers.
+        text: whole characters only; may be empty while a character or a stop string is incomplete.
+        token_ids: every sampled token, an end-of-turn token included.
+        logprobs: nats, one per token, as sampled (after temperature and top-p).
+        finish: set on the answer's last chunk. "stop": an end-of-turn token or a stop string.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    finish: Finish | None
+
+
+class Engine(Protocol):
+    """Samples answers from a base model and from adapters loaded beside it."""
+
+    @property
+    def max_context(self) -> int:
+        """Longest prompt plus answer, in tokens."""
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+
+    def render(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Prompt token ids of (role, content) pairs through the model's chat template, answer opened.
+
+        Raises:
+            InvalidInput: the template does not take this order of roles.
+        """
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of the tokens, special ones left out."""
+
+    def generate(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        sampling: SamplingSpec,
+        n: int,
+        weights: Weights,
+        priority: int = 0,
+    ) -> AsyncGenerator[Chunk, None]:
+        """Samples n answers, their chunks interleaved; each answer's last chunk has `finish`.
+
+        Closing the generator or cancelling its consumer ends the engine's work on the request at once.
+
+        Args:
+            request_id: unique among running requests.
+            prompt_token_ids: shorter than `max_context`; the answer ends with "length" where the context does.
+            priority: lower goes first.
+
+        Raises:
+            NotFound: `weights` are not loaded.
+            EngineDead: the engine is gone.
+        """
+
+    async def load(self, weights: Weights) -> None:
+        """Makes an adapter usable beside the others while they serve. The caller has verified its files.
+
+        Idempotent. Must not be called with more adapters than `server.max_adapters`.
+
+        Raises:
+            AdapterRefused: the engine could not read it.
+            EngineDead: the engine is gone.
+        """
+
+    async def unload(self, adapter_id: int) -> None:
+        """Frees the adapter's slot; nothing happens if it is not loaded."""
+
+    async def check(self) -> None:
+        """
+        Raises:
+            EngineDead: the engine is gone; only a new process helps.
+        """
+
+    async def close(self) -> None:
+        """Stops the engine and waits until its processes are gone. Running requests raise EngineDead."""
