@@ -114,8 +114,8 @@ class RewardModel(Section):
     """Floor of the held-out AUC. Noisy votes understate it: .67 was seen where the truth was .85."""
     window: Positive = 4000
     """Latest votes it is fitted on."""
-    holdout: Share = 0.25
-    """Share of conversations held out to measure it."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Folds, by conversation, in which it is measured and calibrated."""
     rater_cap: Share = 0.5
     """Largest share of a batch's weight that one rater may hold, where there is more than one rater."""
 
@@ -140,6 +140,8 @@ class Ppo(Section):
     """Iterations on fresh rollouts scored by the reward model, after the one on rated traffic."""
     rollouts: Positive = 64
     """Answers in a fresh iteration."""
+    max_answer_tokens: Positive = 256
+    """Longest answer that trains the policy; bounds time and memory of an iteration."""
     epochs: Positive = 2
     """Passes over an iteration's answers."""
     minibatches: Positive = 4
@@ -173,6 +175,12 @@ class Ppo(Section):
 
 
 class Gate(Section):
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of conversations that never train: their votes fit the judge and their prompts are the gate's."""
+    min_judge_votes: Positive = 8
+    """Fewest held-out votes that make a judge."""
+    samples: Positive = 2
+    """Answers per held-out prompt."""
     prompts: Positive = 32
     """Held-out prompts that candidate and live version answer."""
     min_win_rate: Share = 0.5
@@ -183,11 +191,11 @@ class Gate(Section):
     """Largest KL to the base on held-out prompts, in nats per answer."""
     max_length_ratio: Annotated[float, Field(gt=1)] = 4.0
     """Mean answer length against the base, up or down."""
-    max_tokens: Positive = 48
-    """Length of the answers that are compared."""
 
 
 class Learner(Section):
+    server: str = ""
+    """host:port of the server that answers rollouts; empty means the one of [server]."""
     http_host: str = "127.0.0.1"
     """Address of the learner's /metrics."""
     http_port: Port = 9402

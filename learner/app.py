@@ -1,0 +1,203 @@
+"""The learner's process: one leader at a time watches the votes and turns the wheel.
+
+waiting for votes ──min_votes──► cycle ──committed──► waiting
+     ▲                              │
+     └────── backoff ◄── failed ────┘   (the batch stays frozen and is taken again)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import torch
+from prometheus_client import start_http_server
+from transformers import AutoTokenizer
+
+from learner import metrics
+from learner.competence import Competence
+from learner.cycle import Wheel
+from learner.features import FeatureCache
+from learner.policy import Policy
+from learner.publish import Publisher
+from learner.rollouts import Rollouts
+from thumbwheel import artifacts
+from thumbwheel.config import Config
+from thumbwheel.errors import LeaseLost, SetupError, StoreUnavailable, ThumbwheelError
+from thumbwheel.feedback_log import FeedbackLog
+from thumbwheel.lease import Lease
+from thumbwheel.registry import Registry
+from thumbwheel.store import Store
+from thumbwheel.turn_log import TurnLog
+from thumbwheel.vote_stream import VoteStream
+from thumbwheel_client.v1 import record_pb2 as pb
+
+log = logging.getLogger("thumbwheel.learner")
+
+BACKOFF = 60.0
+"""Longest wait, in seconds, before a broken-off cycle is tried again."""
+
+
+async def run(settings: Config, once: bool = False) -> pb.CycleRecord | None:
+    """Learns until cancelled or SIGTERM; with `once`, runs at most one cycle and returns it.
+
+    `settings.model.path` is a prepared model folder and `settings.redis.url` is set.
+
+    Raises:
+        SetupError: store or model cannot be used, or with `once`, there are too few votes or another learner leads.
+    """
+    _yield_to_the_engine(settings)
+    _stop_on_sigterm()
+    async with contextlib.AsyncExitStack() as stack:
+        store = await Store.open(settings.redis.url, settings.redis.namespace)
+        stack.push_async_callback(store.close)
+        try:
+            http, _ = start_http_server(settings.learner.http_port, settings.learner.http_host)
+        except OSError as error:
+            address = f"{settings.learner.http_host}:{settings.learner.http_port}"
+            raise SetupError(f"cannot listen on {address} for the learner's metrics: {error.strerror}") from error
+        stack.callback(http.shutdown)
+        rollouts = await stack.enter_async_context(Rollouts(_server(settings)))
+        lease = Lease(store, f"{socket.gethostname()}:{os.getpid()}", settings.learner.lease)
+        wheel = await asyncio.to_thread(_build, settings, store, lease, rollouts)
+        metrics.stage("waiting")
+        log.info(
+            "ready", extra={"http": f"{settings.learner.http_host}:{http.server_port}", "server": _server(settings)}
+        )
+        return await _once(wheel) if once else await _forever(wheel)
+
+
+def _build(settings: Config, store: Store, lease: Lease, rollouts: Rollouts) -> Wheel:
+    folder = Path(settings.model.path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    registry = Registry(store)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+    def render(text: str) -> list[int]:
+        rendered = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
+        return list(rendered["input_ids"])
+
+    return Wheel(
+        settings=settings.learner,
+        stream=VoteStream(store, lease.owner),
+        turns=TurnLog(store, settings.turn_log),
+        feedback=FeedbackLog(store, settings.feedback),
+        registry=registry,
+        lease=lease,
+        policy=Policy(folder, settings.learner.lora, settings.learner.seed),
+        features=FeatureCache(settings.learner.reward_model.window),
+        rollouts=rollouts,
+        publisher=Publisher(registry, settings.artifact_root, artifacts.model_digest(folder)),
+        competence=Competence(rollouts, render),
+        encode=lambda text: [*tokenizer(text, add_special_tokens=False)["input_ids"], *end],
+    )
+
+
+async def _once(wheel: Wheel) -> pb.CycleRecord:
+    waiting = await wheel.stream.waiting()
+    if waiting < wheel.settings.min_votes:
+        raise SetupError(
+            f"{waiting} new votes, learner.min_votes is {wheel.settings.min_votes}: rate more answers first"
+        )
+    if not await wheel.lease.acquire():
+        raise SetupError("another learner leads: stop it first, or let it learn")
+    async with _holding(wheel.lease):
+        return await wheel.turn()
+
+
+async def _forever(wheel: Wheel) -> None:
+    while True:
+        try:
+            if await wheel.lease.acquire():
+                log.info("leading", extra={"token": wheel.lease.token})
+                async with _holding(wheel.lease):
+                    await _lead(wheel)
+        except (LeaseLost, StoreUnavailable) as error:
+            log.warning("not_leading", extra={"reason": str(error)})
+        metrics.leader.set(0)
+        await asyncio.sleep(wheel.settings.poll)
+
+
+async def _lead(wheel: Wheel) -> None:
+    metrics.leader.set(1)
+    failures = 0
+    while True:
+        waiting = await wheel.stream.waiting()
+        metrics.votes_waiting.set(waiting)
+        if waiting < wheel.settings.min_votes:
+            await asyncio.sleep(wheel.settings.poll)
+            continue
+        try:
+            await wheel.turn()
+            failures = 0
+        except (LeaseLost, StoreUnavailable):
+            raise
+        except (
+            Exception
+        ) as error:  # The loop's boundary: whatever broke a cycle, the batch stays frozen and is retried.
+            failures += 1
+            metrics.failures.inc()
+            wait = min(BACKOFF, 2.0**failures)
+            expected = isinstance(error, ThumbwheelError)
+            log.error("cycle_failed", extra={"reason": str(error), "retry_in": wait}, exc_info=not expected)
+            await asyncio.sleep(wait)
+        finally:
+            metrics.stage("waiting")
+
+
+@contextlib.asynccontextmanager
+async def _holding(lease: Lease) -> AsyncIterator[None]:
+    """Renews the lease beside the body; a lost lease cancels the body, for its commit would be refused anyway."""
+    body = asyncio.current_task()
+    assert body is not None
+    lost: list[BaseException] = []
+
+    async def hold() -> None:
+        try:
+            await lease.hold()
+        except (LeaseLost, StoreUnavailable) as error:
+            lost.append(error)
+            body.cancel()
+
+    holder = asyncio.create_task(hold())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not lost:
+            raise
+        body.uncancel()
+        raise lost[0] from None
+    finally:
+        holder.cancel()
+        with contextlib.suppress(asyncio.CancelledError, StoreUnavailable, LeaseLost):
+            await holder
+            await lease.release()
+
+
+def _server(settings: Config) -> str:
+    return settings.learner.server or f"{settings.server.host}:{settings.server.grpc_port}"
+
+
+def _yield_to_the_engine(settings: Config) -> None:
+    """On a shared machine people's tokens come first."""
+    if settings.learner.niceness:
+        os.nice(settings.learner.niceness)
+    torch.set_num_threads(settings.learner.threads or os.cpu_count() or 1)
+
+
+def _stop_on_sigterm() -> None:
+    """Ends the process at once: every step of a cycle is safe to kill, and a forward pass cannot be cancelled."""
+
+    def leave() -> None:
+        log.info("stopped")
+        logging.shutdown()
+        os._exit(0)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, leave)

@@ -1,0 +1,343 @@
+"""One turn of the wheel: from a frozen batch of votes to a version that serves, or a reason why not.
+
+    vote stream ──freeze──► batch ──► dataset ──► reward model ──► PPO ◄──rollouts── server
+                                                                   │
+                         registry, lineage, XACK ◄──commit── gate ◄┘
+
+Read `Wheel.turn` first; everything else is in the order in which it is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner import metrics
+from learner.competence import Competence
+from learner.dataset import Answer, Dataset, EncodeAnswer, held_out
+from learner.features import FeatureCache
+from learner.gate import Evidence, Verdict, judge
+from learner.policy import Policy, Sample
+from learner.ppo import Ppo
+from learner.publish import Publisher
+from learner.reward_model import RewardModel, fit
+from learner.rollouts import Rollout, Rollouts
+from thumbwheel import config
+from thumbwheel.errors import TrainingDiverged
+from thumbwheel.feedback_log import FeedbackLog
+from thumbwheel.lease import Lease
+from thumbwheel.registry import Registry
+from thumbwheel.turn_log import TurnLog
+from thumbwheel.vote_stream import VoteStream
+from thumbwheel_client.v1 import record_pb2 as pb
+
+log = logging.getLogger("thumbwheel.learner.cycle")
+
+TURNS_PER_READ = 200
+LEAST_SAMPLES = 16
+"""Fewer rated answers than this make no iteration of their own: their whitened advantages would be noise."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a cycle ended."""
+
+    name: str
+    reasons: tuple[str, ...]
+    version: pb.VersionRecord | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def release(self) -> str | None:
+        return self.version.name if self.version and self.name == "released" else None
+
+
+@dataclass(slots=True)
+class Wheel:
+    """What a cycle works with. One per learner process."""
+
+    settings: config.Learner
+    stream: VoteStream
+    turns: TurnLog
+    feedback: FeedbackLog
+    registry: Registry
+    lease: Lease
+    policy: Policy
+    features: FeatureCache
+    rollouts: Rollouts
+    publisher: Publisher
+    competence: Competence
+    encode: EncodeAnswer
+    tick: Callable[[float], None] = lambda ratio: metrics.progress.set(ratio)
+
+    async def turn(self) -> pb.CycleRecord:
+        """Runs one cycle and commits it. Killed anywhere, the next call takes the same batch again."""
+        started = time.monotonic()
+        metrics.stage("collecting")
+        batch = await self._freeze()
+        log.info(
+            "cycle_started", extra={"cycle": batch.cycle_id, "votes": len(batch.event_ids), "parent": batch.parent}
+        )
+        outcome = await self._learn(batch)
+        metrics.stage("committing")
+        record = pb.CycleRecord(
+            batch=batch,
+            outcome=outcome.name,
+            version=outcome.version.name if outcome.version else "",
+            reasons=outcome.reasons,
+            metrics=outcome.metrics | {"votes": len(batch.event_ids), "seconds": time.monotonic() - started},
+        )
+        record.finished_at.GetCurrentTime()
+        await self.registry.commit_cycle(self.lease, record, outcome.release)
+        await self.publisher.sweep(batch.cycle_id)
+        metrics.cycles.labels(outcome.name).inc()
+        metrics.last_success.set_to_current_time()
+        metrics.cycle_seconds.set(time.monotonic() - started)
+        log.info(
+            "cycle_committed",
+            extra={"cycle": batch.cycle_id, "outcome": outcome.name, "version": record.version}
+            | {key: round(value, 4) for key, value in record.metrics.items()},
+        )
+        return record
+
+    async def _freeze(self) -> pb.BatchManifest:
+        live = await self.registry.live()
+        last = await self.registry.lineage(1)
+        number = int(last[0].batch.cycle_id.removeprefix("cycle-")) + 1 if last else 1
+        return await self.stream.freeze(
+            self.lease, f"cycle-{number}", live.name, self.settings.seed + number, self.settings.max_votes
+        )
+
+    async def _learn(self, batch: pb.BatchManifest) -> Outcome:
+        data, fresh = await self._collect(batch)
+        held = data.part(self._held_out)
+        train = data.part(lambda answer: not self._held_out(answer))
+        least = self.settings.reward_model.min_votes
+        if train.votes < least:
+            return Outcome("too_few_votes", (f"{train.votes:.0f} usable votes to learn from, {least} are needed",))
+
+        metrics.stage("reward_model")
+        features = await self.features.of(data.answers, self.policy, self.tick)
+        reward_model, quality = await asyncio.to_thread(fit, train, features, self.settings.reward_model)
+        metrics.reward_model(quality.auc, quality.ece)
+        measured = {
+            "reward_model_auc": quality.auc,
+            "reward_model_ece": quality.ece,
+            "reward_model_agreement": quality.agreement,
+            "up_rate": quality.up_rate,
+        }
+        log.info("reward_model", extra={"cycle": batch.cycle_id} | {k: round(v, 4) for k, v in measured.items()})
+        floor = self.settings.reward_model.min_auc
+        if not quality.floor_value >= floor:
+            reason = f"the reward model's held-out AUC is {quality.floor_value:.2f}, the floor {floor:.2f}"
+            return Outcome("reward_model_below_floor", (reason,), None, measured)
+
+        try:
+            stages, trained = await self._optimise(batch, train, fresh, reward_model, features)
+        except TrainingDiverged as error:
+            return Outcome("diverged", (str(error),), None, measured)
+        measured |= trained
+
+        metrics.stage("gate")
+        # From the last step back: a step that went too far must not cost the votes that the one before it used well.
+        for candidate in reversed(stages[-2:]):
+            verdict = await self._judge(batch, candidate, data, held, features)
+            metrics.verdicts.labels("passed" if verdict.passed else "refused").inc()
+            log.info(
+                "gate", extra={"version": candidate.name, "passed": verdict.passed, "reasons": list(verdict.reasons)}
+            )
+            if verdict.passed:
+                break
+        name = "released" if verdict.passed else "rejected"
+        if verdict.passed and (await self.registry.live()).name != batch.parent:
+            name = "superseded"
+            verdict = Verdict(False, ("the live version was changed by hand while this cycle ran",), verdict.metrics)
+        measured |= verdict.metrics
+        version = await self.registry.set_state(
+            candidate.name, pb.VERSION_STATE_CANDIDATE, verdict.reasons, measured | {"votes": len(batch.event_ids)}
+        )
+        return Outcome(name, verdict.reasons, version, measured)
+
+    def _held_out(self, answer: Answer) -> bool:
+        return held_out(answer.conversation, self.settings.gate.holdout)
+
+    async def _collect(self, batch: pb.BatchManifest) -> tuple[Dataset, frozenset[str]]:
+        """The votes of the batch and of the window before it, and the keys of the answers that the batch rated."""
+        events = await self.stream.read(batch)
+        metrics.dead_letters.set(len(batch.event_ids) - len(events))
+        rated = dict.fromkeys(event.turn_id for _, event in events)
+        ids = list(rated)
+        async for turn_id in self.feedback.rated_turns(self.settings.reward_model.window):
+            if turn_id not in rated:
+                ids.append(turn_id)
+        data, fresh = Dataset(), set[str]()
+        for start in range(0, len(ids), TURNS_PER_READ):
+            part = ids[start : start + TURNS_PER_READ]
+            turns, votes = await self.turns.get_many(part), await self.feedback.current(part)
+            for turn in turns:
+                if turn is None:
+                    continue
+                before = len(data.answers)
+                data.add_turn(turn, votes.get(turn.record.turn_id, ()), self.encode)
+                if turn.record.turn_id in rated:
+                    fresh |= {answer.key for answer in data.answers[before:]}
+        return data, frozenset(fresh)
+
+    async def _optimise(
+        self,
+        batch: pb.BatchManifest,
+        train: Dataset,
+        fresh: frozenset[str],
+        reward_model: RewardModel,
+        features: NDArray[np.float64],
+    ) -> tuple[list[pb.VersionRecord], dict[str, float]]:
+        """PPO: one iteration on rated traffic, then iterations on fresh rollouts that spend no votes.
+
+        Returns the staged versions in order, the last being the most trained, and figures of the training.
+        """
+        metrics.stage("ppo")
+        settings = self.settings.ppo
+        parent = await self.registry.get(batch.parent)
+        folder = self.publisher.root / parent.path if parent.path else None
+        await asyncio.to_thread(self.policy.load_adapter, folder)
+        ppo = Ppo(self.policy, settings, seed=batch.seed)
+        recent = await self._recent_versions(parent)
+        samples = _rated_samples(train, fresh, recent, reward_model.probability(features), settings)
+        stats: dict[str, float] = {}
+        stages: list[pb.VersionRecord] = []
+        if len(samples) >= LEAST_SAMPLES:
+            stats = await self._iterate(ppo, samples, batch, 0)
+        prompts = [answer for answer in train.answers if answer.trainable and not self._held_out(answer)]
+        for number in range(1, settings.fresh_iterations + 1):
+            stages.append(await self.publisher.stage(self.policy, batch, len(stages), {"iteration": number - 1}))
+            samples = await self._sample(stages[-1].name, prompts, reward_model, batch.seed + 1000 * number)
+            kl = await asyncio.to_thread(self.policy.kl_per_sequence, samples)
+            if kl >= settings.kl_budget:
+                log.info("kl_budget_reached", extra={"cycle": batch.cycle_id, "kl": round(kl, 3)})
+                break
+            stats = await self._iterate(ppo, samples, batch, number)
+        else:
+            stages.append(
+                await self.publisher.stage(self.policy, batch, len(stages), {"iteration": settings.fresh_iterations})
+            )
+        return stages, {f"ppo_{name}": value for name, value in stats.items()}
+
+    async def _recent_versions(self, parent: pb.VersionRecord) -> frozenset[str]:
+        """The parent and the `max_staleness` versions before it."""
+        names, version = [parent.name], parent
+        while len(names) <= self.settings.ppo.max_staleness and version.parent:
+            version = await self.registry.get(version.parent)
+            names.append(version.name)
+        return frozenset(names)
+
+    async def _iterate(
+        self, ppo: Ppo, samples: Sequence[Sample], batch: pb.BatchManifest, number: int
+    ) -> dict[str, float]:
+        metrics.progress.set(0)
+        stats = await asyncio.to_thread(ppo.iterate, samples, self.tick)
+        metrics.ppo(stats)
+        log.info(
+            "ppo_iteration",
+            extra={"cycle": batch.cycle_id, "iteration": number, "answers": len(samples)}
+            | {name: round(value, 4) for name, value in stats.items()},
+        )
+        return stats
+
+    async def _sample(
+        self, version: str, prompts: Sequence[Answer], reward_model: RewardModel, seed: int
+    ) -> list[Sample]:
+        """Fresh answers of a training version to prompts of real traffic, scored by the reward model."""
+        settings = self.settings.ppo
+        order = np.random.default_rng(seed).permutation(len(prompts))
+        chosen = [prompts[order[i % len(order)]] for i in range(settings.rollouts)]
+        # One length for all: the rollouts of a call share their sampling parameters.
+        tokens = min(settings.max_answer_tokens, max(answer.max_tokens for answer in chosen))
+        rollouts = await self.rollouts.sample(
+            version, [answer.prompt_ids for answer in chosen], max_tokens=tokens, seed=seed
+        )
+        pairs = [(chosen[rollout.prompt].prompt_ids, rollout.token_ids) for rollout in rollouts]
+        features = await asyncio.to_thread(self.policy.features, pairs)
+        rewards = 2 * reward_model.probability(features) - 1
+        return [
+            Sample(prompt, rollout.token_ids, rollout.logp, version, float(reward))
+            for (prompt, _), rollout, reward in zip(pairs, rollouts, rewards, strict=True)
+        ]
+
+    async def _judge(
+        self,
+        batch: pb.BatchManifest,
+        candidate: pb.VersionRecord,
+        data: Dataset,
+        held: Dataset,
+        features: NDArray[np.float64],
+    ) -> Verdict:
+        """Lets candidate, live version and base answer held-out prompts and plain questions, and asks the gate."""
+        settings = self.settings.gate
+        prompts = self._gate_prompts(data)
+        tokens = min(self.settings.ppo.max_answer_tokens, max((answer.max_tokens for answer in prompts), default=1))
+        ids = [answer.prompt_ids for answer in prompts]
+        ours, theirs, base = [
+            await self.rollouts.sample(name, ids, max_tokens=tokens, seed=batch.seed, n=settings.samples)
+            for name in (candidate.name, batch.parent, "base")
+        ]
+        await asyncio.to_thread(self.policy.load_adapter, self.publisher.root / candidate.path)
+        samples = [Sample(ids[rollout.prompt], rollout.token_ids, rollout.logp, candidate.name) for rollout in ours]
+        kl = await asyncio.to_thread(self.policy.kl_per_sequence, samples) if samples else 0.0
+        right = await self.competence.right(candidate.name)
+        scores = np.zeros((2, len(ids), settings.samples))
+        if held.votes and ids:
+            model, _ = await asyncio.to_thread(fit, held, features, self.settings.reward_model)
+            for row, rollouts in enumerate((ours, theirs)):
+                pairs = [(ids[rollout.prompt], rollout.token_ids) for rollout in rollouts]
+                probability = model.probability(await asyncio.to_thread(self.policy.features, pairs))
+                scores[row] = probability.reshape(len(ids), settings.samples)
+        evidence = Evidence(
+            candidate_scores=scores[0],
+            live_scores=scores[1],
+            judge_votes=held.votes,
+            kl=kl,
+            candidate_length=_mean_length(ours),
+            base_length=_mean_length(base),
+            finite=bool(np.isfinite(kl)) and all(np.isfinite(rollout.logp).all() for rollout in ours),
+            base_right=await self.competence.right("base"),
+            candidate_right=right,
+            questions=self.competence.questions,
+        )
+        return judge(evidence, settings)
+
+    def _gate_prompts(self, data: Dataset) -> list[Answer]:
+        """The newest held-out prompts, each once."""
+        by_prompt: dict[Any, Answer] = {}
+        for answer in data.answers:
+            if answer.max_tokens and self._held_out(answer):
+                by_prompt.setdefault(answer.prompt_ids, answer)
+        return list(by_prompt.values())[: self.settings.gate.prompts]
+
+
+def _rated_samples(
+    train: Dataset,
+    fresh: frozenset[str],
+    recent: frozenset[str],
+    probability: NDArray[np.float64],
+    settings: config.Ppo,
+) -> list[Sample]:
+    """The batch's answers that the policy can learn from, each rewarded by its own votes and the reward model."""
+    samples = []
+    for index, vote in train.own_votes().items():
+        answer = train.answers[index]
+        usable = answer.trainable and len(answer.answer_ids) <= settings.max_answer_tokens
+        if usable and answer.key in fresh and answer.version in recent:
+            reward = settings.vote_weight * vote + (1 - settings.vote_weight) * (2 * float(probability[index]) - 1)
+            samples.append(Sample(answer.prompt_ids, answer.answer_ids, answer.behaviour_logp, answer.version, reward))
+    return samples
+
+
+def _mean_length(rollouts: Sequence[Rollout]) -> float:
+    return float(np.mean([len(rollout.token_ids) for rollout in rollouts])) if rollouts else 0.0

@@ -1,0 +1,57 @@
+"""What operators see of the learner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import Counter, Gauge
+
+STAGES = ("waiting", "collecting", "reward_model", "ppo", "gate", "committing")
+
+_stage = Gauge("thumbwheel_learner_stage", "1 for the stage the learner is in.", ["stage"])
+progress = Gauge("thumbwheel_learner_progress_ratio", "How far the stage has come, 0 to 1.")
+votes_waiting = Gauge("thumbwheel_learner_votes_waiting", "Votes in no committed batch: the learner's lag.")
+leader = Gauge("thumbwheel_learner_leader", "1 while this learner holds the lease.")
+cycles = Counter("thumbwheel_learner_cycles", "Cycles by outcome.", ["outcome"])
+failures = Counter("thumbwheel_learner_failures", "Cycles that broke off and will be tried again.")
+last_success = Gauge("thumbwheel_learner_last_success_timestamp_seconds", "When a cycle was last committed.")
+cycle_seconds = Gauge("thumbwheel_learner_cycle_seconds", "Duration of the last committed cycle.")
+verdicts = Counter("thumbwheel_learner_gate_verdicts", "Candidates by verdict.", ["verdict"])
+dead_letters = Gauge("thumbwheel_learner_dead_votes", "Votes of the last batch that could not be read or used.")
+
+_auc = Gauge("thumbwheel_learner_reward_model_auc", "AUC of the reward model on unseen conversations.")
+_ece = Gauge("thumbwheel_learner_reward_model_ece", "Expected calibration error on unseen conversations.")
+_ppo = {
+    name: Gauge(f"thumbwheel_learner_{metric}", text)
+    for name, metric, text in (
+        ("reward_mean", "reward_mean", "Mean reward of the last iteration's answers, -1 to 1."),
+        ("kl_nats_per_sequence", "kl_nats", "KL to the base in nats per answer, last iteration."),
+        ("approx_kl", "approx_kl", "KL between old and new policy of the last iteration (k3)."),
+        ("clipfrac", "clip_ratio", "Share of tokens whose ratio was clipped."),
+        ("explained_variance", "explained_variance", "Of the returns, by the value head."),
+        ("policy_loss", "policy_loss", "Clipped surrogate of the last iteration."),
+        ("value_loss", "value_loss", "Clipped value loss of the last iteration."),
+        ("entropy", "entropy_nats", "Mean entropy of a token."),
+        ("ess", "effective_sample_ratio", "Effective sample size over sample size of the importance weights."),
+        ("grad_norm", "gradient_norm", "Norm of the gradient before clipping."),
+    )
+}
+
+
+def stage(name: str) -> None:
+    """Moves the learner to a stage."""
+    for other in STAGES:
+        _stage.labels(other).set(other == name)
+    progress.set(0)
+
+
+def reward_model(auc: float, ece: float) -> None:
+    _auc.set(auc)
+    _ece.set(ece)
+
+
+def ppo(stats: Mapping[str, float]) -> None:
+    """The figures of one iteration."""
+    for name, gauge in _ppo.items():
+        if name in stats:
+            gauge.set(stats[name])

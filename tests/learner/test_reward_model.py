@@ -1,0 +1,96 @@
+"""The reward model on synthetic features whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from learner.dataset import Answer, Dataset, Label, Pair, rater_weights
+from learner.reward_model import auc, ece, fit
+from thumbwheel import config
+
+SETTINGS = config.RewardModel()
+
+
+def answers(count: int) -> list[Answer]:
+    return [Answer(f"r{i}", f"conversation {i}", (1,), (2,), (-1.0,), "base", 48, True) for i in range(count)]
+
+
+def truth(count: int, size: int = 20, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Features (N, D) and how much people like each answer (N,)."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(3.0, 2.0, (count, size))
+    return features, (features - 3.0) @ np.r_[np.ones(3), np.zeros(size - 3)] / 2
+
+
+def test_thumbs_are_learnt_and_calibrated() -> None:
+    features, liking = truth(600)
+    rng = np.random.default_rng(1)
+    flips = rng.random(600) < 0.1
+    labels = [Label(i, float((liking[i] > 0) ^ flips[i]), f"rater {i % 7}") for i in range(400)]
+    model, quality = fit(Dataset(answers(600), labels), features, SETTINGS)
+    assert auc(model.score(features[400:]), liking[400:] > 0) > 0.95
+    assert 0.8 < quality.auc < 0.95  # noisy labels understate it
+    assert quality.ece < 0.1
+    likely = model.probability(features[400:]) > 0.5
+    assert (likely == (liking[400:] > 0)).mean() > 0.85
+
+
+def test_random_votes_measure_as_random() -> None:
+    features, _ = truth(300)
+    rng = np.random.default_rng(2)
+    labels = [Label(i, float(rng.random() < 0.5), "a") for i in range(300)]
+    _, quality = fit(Dataset(answers(300), labels), features, SETTINGS)
+    assert abs(quality.auc - 0.5) < 0.1
+
+
+def test_pairs_alone_are_learnt() -> None:
+    features, liking = truth(300)
+    order = [(i, i + 1) if liking[i] > liking[i + 1] else (i + 1, i) for i in range(0, 200, 2)]
+    data = Dataset(answers(300), [], [Pair(better, worse, 1.0, "a") for better, worse in order])
+    model, quality = fit(data, features, SETTINGS)
+    assert auc(model.score(features[200:]), liking[200:] > 0) > 0.9
+    assert np.isnan(quality.auc)
+    assert quality.floor_value == quality.agreement > 0.7
+
+
+def test_pairs_add_to_thumbs() -> None:
+    features, liking = truth(500, size=60)
+    labels = [Label(i, float(liking[i] > 0), "a") for i in range(40)]
+    pairs = [
+        Pair(i, i + 1, 1.0, "a") if liking[i] > liking[i + 1] else Pair(i + 1, i, 1.0, "a") for i in range(40, 240, 2)
+    ]
+    alone, _ = fit(Dataset(answers(500), labels), features, SETTINGS)
+    both, _ = fit(Dataset(answers(500), labels, pairs), features, SETTINGS)
+    unseen, good = features[240:], liking[240:] > 0
+    assert auc(both.score(unseen), good) > auc(alone.score(unseen), good) + 0.03
+
+
+def test_no_votes_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no votes"):
+        fit(Dataset(answers(3)), np.zeros((3, 4)), SETTINGS)
+
+
+def test_one_sided_votes_do_not_break_it() -> None:
+    features, _ = truth(40)
+    model, quality = fit(Dataset(answers(40), [Label(i, 1.0, "a") for i in range(40)]), features, SETTINGS)
+    assert np.isnan(quality.floor_value)
+    assert np.isfinite(model.probability(features)).all()
+
+
+def test_auc_by_hand() -> None:
+    # Of the 2 x 2 pairs, .8 beats .1 and .4; .4 beats .1 and ties with .4.
+    assert auc(np.array([0.1, 0.4, 0.8, 0.4]), np.array([False, False, True, True])) == pytest.approx(3.5 / 4)
+
+
+def test_ece_by_hand() -> None:
+    # One bin (fewer than 40 votes): mean probability .5, mean vote .75.
+    assert ece(np.array([0.2, 0.8, 0.5, 0.5]), np.array([1.0, 1.0, 1.0, 0.0])) == pytest.approx(0.25)
+
+
+def test_a_loud_rater_is_capped() -> None:
+    weights = rater_weights({"loud": 90, "a": 5, "b": 5}, 0.5)
+    assert weights["a"] == weights["b"] == 1
+    assert 90 * weights["loud"] == pytest.approx(10)
+    assert rater_weights({"only": 50}, 0.5) == {"only": 1.0}
