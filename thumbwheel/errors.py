@@ -5,6 +5,7 @@
     ├── NotFound                   no such response, turn or version
     ├── NotAllowed                 it exists, and is not the caller's
     ├── Conflict                   same idempotency key, other content; or a name that is taken
+    ├── NotReady                   the thing asked for is in a state that does not allow it (yet)
     ├── Overloaded                 the queue is full; try again after `retry_after` seconds
     ├── StoreUnavailable           Redis is away or refuses writes; nothing was changed
     ├── CorruptRecord              a stored record fails its checksum
@@ -40,6 +41,10 @@ class NotAllowed(ThumbwheelError):
 
 class Conflict(ThumbwheelError):
     """It exists already, with other content."""
+
+
+class NotReady(ThumbwheelError):
+    """The call was right, the time is not: nothing to roll back to, a rejected version, a server still loading."""
 
 
 class Overloaded(ThumbwheelError):
