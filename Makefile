@@ -3,6 +3,8 @@
 
 BIN := .venv/bin
 ARGS ?=
+# Compiled modules are kept even where the machine asks otherwise: they halve the start of everything that loads torch.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup run demo test test-slow test-gpu check format protos lock
 

@@ -48,7 +48,8 @@ find_python() {
 
 version_of() { "$1" -ISc 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2> /dev/null; }
 
-# What the environment must be: `kind` decides whether it can be kept, `digest` whether it is up to date.
+# What the environment must be, as the three lines of the stamp: a change of the first asks for a new one, of the
+# second for other packages, of the third only for the project to be installed again.
 find_kind() {
   # Its own interpreter is asked where there is one: it is what will run, and it starts fastest.
   python=$venv/bin/python
@@ -66,10 +67,15 @@ find_kind() {
   lock=requirements/$accelerator.lock
   [ -f "$lock" ] || fail "ACCELERATOR=$accelerator: there is no $lock" "Choose cpu or cuda."
   kind="$version $(uname -m) $accelerator"
-  digest=$(cat "$lock" pyproject.toml client/pyproject.toml "$0" | sha256sum | cut -c1-64)
+  packages=$(hash_of "$lock" "$0")
+  project=$(hash_of pyproject.toml client/pyproject.toml)
 }
 
-is_current() { [ "$(cat $stamp 2> /dev/null)" = "$kind"$'\n'"$digest" ]; }
+hash_of() { cat "$@" | sha256sum | cut -c1-64; }
+
+stamped() { sed -n "${1}p" $stamp 2> /dev/null || true; }
+
+is_current() { [ "$(stamped 1,3)" = "$kind"$'\n'"$packages"$'\n'"$project" ]; }
 
 make_venv() {
   local need=4 free
@@ -83,7 +89,7 @@ make_venv() {
   step "making $venv with Python $version" "See the message above." "$python" -m venv $venv
 }
 
-install() {
+install_lock() {
   local torch=(--torch-backend cpu) tag
   tag=cp$(echo "$version" | cut -d. -f1,2 | tr -d .)
   if [ "$accelerator" = cuda ]; then
@@ -93,11 +99,13 @@ install() {
   fi
   local network="It fetches packages: see that the package index can be reached (a mirror: PIP_INDEX_URL)."
   step "fetching uv $uv_version" "$network" $venv/bin/python -m pip install -q --disable-pip-version-check "uv==$uv_version"
-  export VIRTUAL_ENV=$PWD/$venv UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-}}
-  if [ -z "$UV_DEFAULT_INDEX" ]; then unset UV_DEFAULT_INDEX; fi
   # Without dependencies: the lock is complete, and what it leaves out (CUDA builds beside a CPU torch) must stay out.
   step "installing $lock (some minutes the first time)" "$network" \
+    env ${PIP_INDEX_URL:+"UV_DEFAULT_INDEX=$PIP_INDEX_URL"} \
     $venv/bin/uv pip install --no-config --no-deps "${torch[@]}" -r "$lock"
+}
+
+install_project() {
   step "installing thumbwheel" "See the message above." \
     $venv/bin/uv pip install --no-config --no-deps --no-build-isolation -e . -e client
 }
@@ -112,14 +120,17 @@ if ! flock -n 9; then
   if is_current; then exit 0; fi
 fi
 # Without a stamp the last set-up did not finish: nothing in the folder is trusted.
-if [ "$(head -n 1 $stamp 2> /dev/null)" != "$kind" ]; then
+if [ "$(stamped 1)" != "$kind" ]; then
   find_python
   version=$(version_of "$python")
   kind="$version $(uname -m) $accelerator"
   make_venv
 fi
+installed=$(stamped 2)
 rm -f $stamp
-install
-printf '%s\n%s\n' "$kind" "$digest" > $stamp.new
+export VIRTUAL_ENV=$PWD/$venv
+if [ "$installed" != "$packages" ]; then install_lock; fi
+install_project
+printf '%s\n' "$kind" "$packages" "$project" > $stamp.new
 mv $stamp.new $stamp
 say "done"
