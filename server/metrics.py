@@ -7,8 +7,14 @@ kinds, and the versions that are still of interest; never a conversation, a rate
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 
-from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import Counter, Gauge, Histogram, Metric, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from thumbwheel.store import Store
+from thumbwheel.turn_log import TurnLog
 
 # A creation time beside every counter doubles the page and tells nobody anything here.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -42,7 +48,9 @@ SWAP_SECONDS = Histogram(
 )
 REFUSED_ADAPTERS = Counter("thumbwheel_refused_adapters_total", "Adapters that failed verification.", ["reason"])
 
-VOTES = Counter("thumbwheel_votes_total", "Votes on disk, by kind, value and rated version.", ["kind", "value", "version"])
+VOTES = Counter(
+    "thumbwheel_votes_total", "Votes on disk, by kind, value and rated version.", ["kind", "value", "version"]
+)
 VOTE_SECONDS = Histogram(
     "thumbwheel_vote_seconds",
     "From the arrival of a vote to the moment when it is on disk.",
@@ -50,8 +58,6 @@ VOTE_SECONDS = Histogram(
 )
 
 LOGGED_ANSWERS = Counter("thumbwheel_logged_answers_total", "Answers by what became of their record.", ["status"])
-TURN_LOG_BUFFER = Gauge("thumbwheel_turn_log_buffered_answers", "Answers in memory until the store is back.")
-STORE_ERRORS = Counter("thumbwheel_store_errors_total", "Operations that the store failed.", ["operation"])
 STORE_DURABLE = Gauge("thumbwheel_store_durable", "1 if the store fsyncs before it answers and never evicts.")
 
 MAX_VERSIONS = 16
@@ -75,3 +81,24 @@ def show_live(version: str) -> None:
     """Makes `version` the only one that LIVE_VERSION shows."""
     LIVE_VERSION.clear()
     LIVE_VERSION.labels(version).set(1)
+
+
+class StoreState(Collector):
+    """Shows what the store and the turn log count themselves; to be registered while they are in use."""
+
+    def __init__(self, store: Store, turn_log: TurnLog) -> None:
+        self._store = store
+        self._turn_log = turn_log
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "thumbwheel_store_errors_total", "Operations that the store failed or refused.", value=self._store.failures
+        )
+        yield CounterMetricFamily(
+            "thumbwheel_corrupt_turns_total", "Turns that failed their checksum.", value=self._turn_log.corrupt
+        )
+        yield GaugeMetricFamily(
+            "thumbwheel_turn_log_buffered_answers",
+            "Answers in memory until the store is back.",
+            value=self._turn_log.pending,
+        )

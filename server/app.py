@@ -1,0 +1,284 @@
+"""The serving half, put together.
+
+serve:  checks that cost nothing ─► store ─► engine ─► versions ─► gRPC and HTTP ─► ready
+        ... until stop, or until a part that must not end has ended ...
+        not ready ─► no new calls ─► running answers end ─► records ─► engine ─► store
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from grpc import aio
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import REGISTRY
+
+from server import metrics
+from server.admission import Admission
+from server.chat import ChatService
+from server.engine import Engine
+from server.feedback import FeedbackService
+from server.health import Health
+from server.identity import Identity, rater_secret, require_loopback
+from server.models import ModelService
+from server.rollout import RolloutService
+from server.rpc_errors import Boundary
+from server.turns import Turns
+from server.versions import Versions
+from thumbwheel.config import Config
+from thumbwheel.errors import SetupError
+from thumbwheel.feedback_log import FeedbackLog
+from thumbwheel.metrics_http import MetricsHttp
+from thumbwheel.registry import Registry
+from thumbwheel.store import Store
+from thumbwheel.turn_log import TurnLog
+from thumbwheel_client.v1 import chat_pb2_grpc, feedback_pb2_grpc, models_pb2_grpc, rollout_pb2_grpc
+
+log = logging.getLogger("thumbwheel.server")
+
+SERVICES = tuple(
+    f"thumbwheel.v1.{name}" for name in ("ChatService", "FeedbackService", "ModelService", "RolloutService")
+)
+
+OPTIONS = [
+    ("grpc.so_reuseport", 0),  # else a second server on the port would silently take half of the calls
+    ("grpc.max_receive_message_length", 1 << 20),
+    ("grpc.max_concurrent_streams", 100),
+    ("grpc.keepalive_time_ms", 60_000),  # finds callers whose machine is gone
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_connection_age_ms", 30 * 60_000),
+    ("grpc.max_connection_age_grace_ms", 5 * 60_000),
+]
+
+LAST_WORDS = 0.5
+"""Seconds for the final bytes of calls that have ended, before connections are cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a server listens, as host:port."""
+
+    grpc: str
+    http: str
+
+
+StartEngine = Callable[[Config], Awaitable[Engine]]
+
+
+async def serve(
+    config: Config,
+    stop: asyncio.Event | None = None,
+    on_ready: Callable[[Addresses], None] | None = None,
+    start_engine: StartEngine | None = None,
+) -> None:
+    """Serves until `stop` is set, then drains.
+
+    Args:
+        stop: None means SIGTERM and SIGINT.
+        on_ready: called once, when calls are answered.
+        start_engine: None means vLLM.
+
+    Raises:
+        SetupError: it cannot start; nothing is left running.
+        EngineDead: the engine died under it; the process should be started anew.
+    """
+    identity = _check_setup(config)
+    signals = _Signals() if stop is None else None
+    async with AsyncExitStack() as stack:
+        store = await Store.open(_redis_url(config), config.redis.namespace)
+        stack.push_async_callback(store.close)
+        await _report_durability(store)
+        # Before gRPC and its threads: on a CPU the engine is a fork of this process.
+        engine = await (start_engine or _start_vllm)(config)
+        stack.push_async_callback(engine.close)
+        server = Server(config, store, engine, identity)
+        addresses = await server.start(stack)
+        log.info("ready", extra={"grpc": addresses.grpc, "http": addresses.http, "version": server.versions.live})
+        if signals is not None:
+            stop = signals.ready()
+        if on_ready is not None:
+            on_ready(addresses)
+        assert stop is not None
+        await server.run(stop)
+
+
+class Server:
+    """The parts of one server and the order in which they start and stop."""
+
+    def __init__(self, config: Config, store: Store, engine: Engine, identity: Identity) -> None:
+        registry = Registry(store)
+        self._config = config
+        self._store = store
+        self._engine = engine
+        self._turn_log = TurnLog(store, config.turn_log)
+        self.versions = Versions(engine, registry, config)
+        self._health = Health(SERVICES)
+        self._boundary = Boundary(config.server.default_deadline)
+        admission = Admission(config.server)
+        self._turns = Turns(engine, self.versions, admission, self._turn_log)
+        self._models = ModelService(registry, self.versions)
+        votes = FeedbackLog(store, config.feedback)
+        self._grpc = aio.server(interceptors=[self._boundary], options=OPTIONS)
+        chat_pb2_grpc.add_ChatServiceServicer_to_server(
+            ChatService(self._turns, engine, identity, config.server), self._grpc
+        )
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
+            FeedbackService(votes, self._turn_log, identity, config.feedback), self._grpc
+        )
+        models_pb2_grpc.add_ModelServiceServicer_to_server(self._models, self._grpc)
+        rollout_pb2_grpc.add_RolloutServiceServicer_to_server(
+            RolloutService(engine, self.versions, admission, config.server), self._grpc
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._grpc)
+        if config.server.reflection:
+            names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._grpc)
+
+    async def start(self, stack: AsyncExitStack) -> Addresses:
+        """Loads the live version and listens.
+
+        Raises:
+            SetupError: a port is taken.
+        """
+        host = self._config.server.host
+        collector = metrics.StoreState(self._store, self._turn_log)
+        REGISTRY.register(collector)
+        stack.callback(REGISTRY.unregister, collector)
+        http = MetricsHttp(
+            host, self._config.server.http_port, alive=lambda: self._health.alive, ready=lambda: self._health.ready
+        )
+        stack.enter_context(http)
+        await self._health.drain()
+        await self.versions.start()
+        try:
+            port = self._grpc.add_insecure_port(_join(host, self._config.server.grpc_port))
+        except RuntimeError as error:
+            raise SetupError(f"cannot listen on {_join(host, self._config.server.grpc_port)}: {error}") from error
+        await self._grpc.start()
+        stack.push_async_callback(self._grpc.stop, None)
+        await self._health.serve()
+        return Addresses(grpc=_join(host, port), http=_join(host, http.port))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serves until `stop` or until a background task has failed, then drains; raises what failed."""
+        background = [
+            asyncio.create_task(self.versions.follow(), name="follow-versions"),
+            asyncio.create_task(self._turn_log.run(), name="turn-log"),
+            asyncio.create_task(self._health.watch(self._engine), name="watch-engine"),
+        ]
+        stopped = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            done, _ = await asyncio.wait((stopped, *background), return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopped}:
+                log.error("part_failed", exc_info=task.exception(), extra={"part": task.get_name()})
+            await self._drain()
+        finally:
+            for task in (stopped, *background):
+                task.cancel()
+            results = await asyncio.gather(*background, return_exceptions=True)
+        await self._flush()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _drain(self) -> None:
+        log.info("draining", extra={"seconds": self._config.server.drain})
+        await self._health.drain()
+        self._models.stop_watches()
+        closing = asyncio.create_task(self._grpc.stop(self._config.server.drain))  # refuses new calls from now on
+        idle = asyncio.create_task(self._boundary.idle())
+        await asyncio.wait((closing, idle), return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        await self._grpc.stop(LAST_WORDS)
+        await closing
+        await self._turns.settle()
+        log.info("drained")
+
+    async def _flush(self) -> None:
+        """A last try for answers that wait for the store; only now, because `TurnLog.run` must not flush beside it."""
+        if not await self._turn_log.flush():
+            log.error("answers_not_logged", extra={"answers": self._turn_log.pending})
+
+
+class _Signals:
+    """SIGTERM and SIGINT. Before `ready` they end the process where it stands: nothing has been promised to anybody,
+    and an engine that is starting listens to nobody. Its processes end with this one."""
+
+    def __init__(self) -> None:
+        self._stop = asyncio.Event()
+        self._ready = False
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def ready(self) -> asyncio.Event:
+        """From now on a signal sets the event."""
+        self._ready = True
+        return self._stop
+
+    def _on_signal(self) -> None:
+        if not self._ready:
+            log.info("stopped_while_starting")
+            logging.shutdown()
+            os._exit(0)
+        self._stop.set()
+
+
+async def _start_vllm(config: Config) -> Engine:
+    from server.engine_vllm import start_engine
+
+    return await start_engine(config)
+
+
+def _check_setup(config: Config) -> Identity:
+    """Whatever can be known in milliseconds, before an engine takes half a minute to start."""
+    server = config.server
+    require_loopback(server.host)
+    for port in (server.grpc_port, server.http_port):
+        _require_free(server.host, port)
+    _redis_url(config)
+    return Identity(rater_secret(config.data_dir / "secrets"))
+
+
+def _redis_url(config: Config) -> str:
+    url = config.redis.url or os.environ.get("REDIS_URL", "")
+    if not url:
+        raise SetupError(
+            "redis.url and REDIS_URL are empty: name a store, or start with `thumbwheel up`, which brings one"
+        )
+    return url
+
+
+def _require_free(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as error:
+            raise SetupError(f"cannot listen on {_join(host, port)}: {error.strerror}") from error
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host.strip('[]')}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def _report_durability(store: Store) -> None:
+    durability = await store.durability()
+    metrics.STORE_DURABLE.set(durability.durable)
+    if not durability.durable:
+        facts: dict[str, Any] = {
+            "fsync": durability.fsync, "persistent": durability.persistent, "evicts": durability.evicts,
+        }  # fmt: skip
+        log.warning("store_not_durable", extra={**facts, "meaning": "a vote's OK may be lost when the machine fails"})

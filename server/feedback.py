@@ -1,0 +1,128 @@
+"""FeedbackService: votes in, current votes out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from grpc import aio
+
+from server import metrics
+from server.identity import Identity
+from server.vote_input import retraction_of, vote_of
+from thumbwheel import config
+from thumbwheel.errors import InvalidInput, ThumbwheelError
+from thumbwheel.feedback_log import FeedbackLog
+from thumbwheel.turn_log import Turn, TurnLog
+from thumbwheel_client.v1 import feedback_pb2, feedback_pb2_grpc, record_pb2
+
+MAX_PAGE = 500
+DEFAULT_PAGE = 100
+STRIDE = 20
+"""Turns read from the store at a time."""
+FULL_PAGE_BYTES = 1 << 20
+"""A page ends early beyond this, so that with its turns it stays under the 4 MiB that gRPC clients receive."""
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
+    """OK means that the vote is on disk; everything that can be said without the store is said before it is asked."""
+
+    def __init__(self, votes: FeedbackLog, turns: TurnLog, identity: Identity, limits: config.Feedback) -> None:
+        self._votes = votes
+        self._turns = turns
+        self._identity = identity
+        self._limits = limits
+
+    async def Rate(self, request: feedback_pb2.RateRequest, context: Context) -> feedback_pb2.RateResponse:
+        event = vote_of(request, self._rater(context), self._limits)
+        return feedback_pb2.RateResponse(event_id=await self._append(event, request.idempotency_key))
+
+    async def Retract(self, request: feedback_pb2.RetractRequest, context: Context) -> feedback_pb2.RetractResponse:
+        event = retraction_of(request, self._rater(context))
+        return feedback_pb2.RetractResponse(event_id=await self._append(event, request.idempotency_key))
+
+    async def ListVotes(
+        self, request: feedback_pb2.ListVotesRequest, context: Context
+    ) -> feedback_pb2.ListVotesResponse:
+        if request.page_size > MAX_PAGE:
+            raise InvalidInput("page_size", f"{request.page_size}; at most {MAX_PAGE}")
+        rater = None if request.all_raters else self._rater(context)
+        answer = feedback_pb2.ListVotesResponse(next_page_token=request.page_token)
+        left, size = request.page_size or DEFAULT_PAGE, 0
+        while left and size < FULL_PAGE_BYTES:
+            stride = min(left, STRIDE)
+            found, token = await self._votes.page(
+                rater=rater, turn_id=request.turn_id or None, size=stride, token=answer.next_page_token
+            )
+            votes = await self._with_turns(found, request.include_turns)
+            answer.votes.extend(votes)
+            answer.next_page_token = token
+            left -= stride
+            size += sum(vote.ByteSize() for vote in votes)
+            if not token:
+                break
+        return answer
+
+    def _rater(self, context: Context) -> str:
+        return self._identity.rater(context.invocation_metadata() or ())
+
+    async def _append(self, event: record_pb2.VoteEvent, idempotency_key: str) -> str:
+        began = time.monotonic()
+        event_id = await self._votes.append(event, idempotency_key)
+        metrics.VOTE_SECONDS.observe(time.monotonic() - began)
+        await self._count(event)
+        return event_id
+
+    async def _count(self, event: record_pb2.VoteEvent) -> None:
+        """The vote is on disk already: not knowing its version must not make it look lost."""
+        try:
+            [turn] = await self._turns.get_many([event.turn_id])
+        except ThumbwheelError:
+            turn = None
+        kind = record_pb2.VoteKind.Name(event.kind).removeprefix("VOTE_KIND_").lower()
+        metrics.count_vote(kind, _value_label(event), _version_of(event, turn))
+
+    async def _with_turns(
+        self, found: list[tuple[str, record_pb2.VoteEvent]], include_turns: bool
+    ) -> list[feedback_pb2.Vote]:
+        ids = list(dict.fromkeys(event.turn_id for _, event in found))
+        turns = dict(zip(ids, await self._turns.get_many(ids), strict=True)) if ids else {}
+        votes = []
+        for event_id, event in found:
+            vote = feedback_pb2.Vote(event=event, event_id=event_id)
+            turn = turns[event.turn_id]
+            if turn is not None:
+                rated = list(_rated(event, turn))
+                vote.answered_at.CopyFrom(rated[0].finished_at if rated else turn.record.created_at)
+                if include_turns:
+                    vote.messages.extend(turn.record.messages)
+                    vote.responses.extend(rated)
+            votes.append(vote)
+        return votes
+
+
+def _rated(event: record_pb2.VoteEvent, turn: Turn) -> Iterable[record_pb2.ResponseRecord]:
+    """The answers that a vote speaks of; all of the turn's for a ranking."""
+    for _, response in sorted(turn.responses.items()):
+        if event.kind == record_pb2.VOTE_KIND_RANKING or response.response_id == event.response_id:
+            yield response
+
+
+def _version_of(event: record_pb2.VoteEvent, turn: Turn | None) -> str:
+    spans = [response.spans[0].version for response in _rated(event, turn) if response.spans] if turn else []
+    return spans[0] if spans else "unknown"
+
+
+def _value_label(event: record_pb2.VoteEvent) -> str:
+    if event.retracted:
+        return "retracted"
+    match event.WhichOneof("value"):
+        case "thumb":
+            return "up" if event.thumb == record_pb2.THUMB_UP else "down"
+        case "stars":
+            return str(event.stars)
+        case _:
+            return ""

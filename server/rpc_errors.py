@@ -1,0 +1,174 @@
+"""The boundary of every call: its deadline, its error as a status, its count.
+
+An expected error tells the caller what was wrong; an unexpected one tells an id, and the log tells the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, nullcontext
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc import aio
+from grpc_status import rpc_status
+
+from server import metrics
+from thumbwheel import errors
+
+log = logging.getLogger("thumbwheel.rpc")
+
+Context = aio.ServicerContext[Any, Any]
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]]
+
+OURS = "/thumbwheel.v1."
+ENDLESS = frozenset({"WatchVersions", "Rollout"})
+"""Methods without a deadline of ours; keepalive finds callers that are gone."""
+
+CODES: dict[type[errors.ThumbwheelError], int] = {
+    errors.InvalidInput: code_pb2.INVALID_ARGUMENT,
+    errors.NotFound: code_pb2.NOT_FOUND,
+    errors.NotAllowed: code_pb2.PERMISSION_DENIED,
+    errors.Conflict: code_pb2.ALREADY_EXISTS,
+    errors.Overloaded: code_pb2.RESOURCE_EXHAUSTED,
+    errors.StoreUnavailable: code_pb2.UNAVAILABLE,
+    errors.EngineDead: code_pb2.UNAVAILABLE,
+    errors.AdapterRefused: code_pb2.FAILED_PRECONDITION,
+    errors.NotReady: code_pb2.FAILED_PRECONDITION,
+}
+
+
+def status_of(error: Exception) -> status_pb2.Status:
+    """The status that a caller sees. Logs an unexpected error under the id that the status names."""
+    code = next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), None)
+    if code is None:
+        error_id = secrets.token_hex(8)
+        log.error("call_failed", exc_info=error, extra={"error_id": error_id})
+        return status_pb2.Status(code=code_pb2.INTERNAL, message=f"internal error {error_id}; the server's log has it")
+    status = status_pb2.Status(code=code, message=str(error))
+    detail = _detail(error)
+    if detail is not None:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def _detail(error: Exception) -> Message | None:
+    detail: Message
+    if isinstance(error, errors.InvalidInput):
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        detail = error_details_pb2.BadRequest(field_violations=[violation])
+        return detail
+    if isinstance(error, (errors.Overloaded, errors.StoreUnavailable)):
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(round(error.retry_after * 1e9))
+        detail = error_details_pb2.RetryInfo(retry_delay=delay)
+        return detail
+    return None
+
+
+class Boundary(aio.ServerInterceptor):
+    """Wraps our own methods; health and reflection pass through.
+
+    Args:
+        longest: seconds that a call may take when its caller sets no deadline or a longer one.
+    """
+
+    def __init__(self, longest: float) -> None:
+        self._longest = longest
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Returns when no call with an end is running."""
+        await self._idle.wait()
+
+    async def intercept_service(  # type: ignore[override]
+        self, continuation: Continuation, details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith(OURS):
+            return handler
+        method = details.method.rpartition("/")[2]
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._streaming(method, handler.unary_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(method, handler.unary_unary),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+    def _unary(self, method: str, answer: Any) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def call(request: Any, context: Context) -> Any:
+            async def body() -> Any:
+                return await answer(request, context)
+
+            return await self._guard(method, context, body)
+
+        return call
+
+    def _streaming(self, method: str, answer: Any) -> Callable[[Any, Context], Awaitable[None]]:
+        async def call(request: Any, context: Context) -> None:
+            async def body() -> None:
+                # Closed here and not by the garbage collector: closing is what aborts the engine's request, at once.
+                messages: AsyncIterator[Any]
+                async with aclosing(answer(request, context)) as messages:
+                    async for message in messages:
+                        await context.write(message)
+
+            await self._guard(method, context, body)
+
+        return call
+
+    async def _guard(self, method: str, context: Context, body: Callable[[], Awaitable[Any]]) -> Any:
+        endless = method in ENDLESS
+        self._began(endless)
+        code = "OK"
+        try:
+            async with nullcontext() if endless else asyncio.timeout(self._longest) as limit:
+                return await body()
+        except asyncio.CancelledError:  # the caller left, its deadline passed, or the server stops
+            remaining = context.time_remaining()
+            code = "DEADLINE_EXCEEDED" if remaining is not None and remaining <= 0 else "CANCELLED"
+            raise
+        except aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the one place where any error becomes a status; status_of logs it
+            if isinstance(error, TimeoutError) and limit is not None and limit.expired():
+                message = f"the call took longer than {self._longest:g} s, the longest this server allows"
+                status = status_pb2.Status(code=code_pb2.DEADLINE_EXCEEDED, message=message)
+            else:
+                status = status_of(error)
+            code = code_pb2.Code.Name(status.code)
+            await _abort(context, status)
+        finally:
+            metrics.REQUESTS.labels(method, code).inc()
+            self._ended(endless)
+
+    def _began(self, endless: bool) -> None:
+        if not endless:
+            self._running += 1
+            self._idle.clear()
+
+    def _ended(self, endless: bool) -> None:
+        if not endless:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+
+async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:
+    final = rpc_status.to_status(status)
+    await context.abort(final.code, final.details, final.trailing_metadata)

@@ -1,0 +1,181 @@
+"""One turn, from its admission to its record.
+
+    places ─► version ─► receipts ─► deltas of n answers, interleaved ─► per answer: place back, record, finish
+
+An answer's record is written after its last token and beside the other answers' tokens, never between tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+from server import metrics
+from server.admission import Admission
+from server.engine import Chunk, Engine
+from server.question import Question
+from server.sampling import sampling_message
+from server.streams import stream
+from server.versions import Versions
+from thumbwheel.records import now, response_id
+from thumbwheel.turn_log import TurnLog
+from thumbwheel_client.v1 import chat_pb2, record_pb2
+from thumbwheel_client.v1.chat_pb2 import StreamChatResponse as Event
+
+log = logging.getLogger("thumbwheel.turns")
+
+REASONS = {"stop": record_pb2.FINISH_REASON_STOP, "length": record_pb2.FINISH_REASON_LENGTH}
+
+
+def new_turn_id() -> str:
+    """Sorts by time (48 bits of milliseconds), unique by 80 random bits, as a UUID version 7 does."""
+    return f"t{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+class Answer:
+    """What has been sampled of one answer."""
+
+    def __init__(self, turn_id: str, index: int, version: str) -> None:
+        self.record = record_pb2.ResponseRecord(
+            response_id=response_id(turn_id, index),
+            index=index,
+            spans=[record_pb2.VersionSpan(version=version, first_token=0)],
+        )
+        self.finished = False
+        self._texts: list[str] = []
+        self._first_token: float | None = None
+
+    def add(self, chunk: Chunk) -> None:
+        self._texts.append(chunk.text)
+        self.record.token_ids.extend(chunk.token_ids)
+        self.record.logprobs.extend(chunk.logprobs)
+        if self._first_token is None and chunk.token_ids:
+            self._first_token = time.monotonic()
+
+    def finish(self, reason: record_pb2.FinishReason.ValueType) -> None:
+        """Closes the record."""
+        self.finished = True
+        self.record.text = "".join(self._texts)
+        self.record.finish_reason = reason
+        self.record.finished_at.GetCurrentTime()
+        tokens = len(self.record.token_ids)
+        metrics.TOKENS.labels("completion").inc(tokens)
+        if tokens > 1 and self._first_token is not None:
+            metrics.TIME_PER_OUTPUT_TOKEN.observe((time.monotonic() - self._first_token) / (tokens - 1))
+
+
+class Turns:
+    """Answers questions and logs what was answered."""
+
+    def __init__(self, engine: Engine, versions: Versions, admission: Admission, turn_log: TurnLog) -> None:
+        self._engine = engine
+        self._versions = versions
+        self._admission = admission
+        self._log = turn_log
+        self._writing: set[asyncio.Task[None]] = set()
+
+    def answer(self, question: Question, owner: str) -> AsyncGenerator[Event, None]:
+        """The events of a turn: for each answer a receipt, deltas, a finish. Closing it aborts the turn at once.
+
+        Args:
+            owner: rater id of who asks.
+
+        Raises:
+            Overloaded: the queue is full.
+            NotFound, NotReady, AdapterRefused: the pinned version cannot answer.
+            EngineDead: the engine is gone.
+        """
+        return stream(lambda emit: self._run(question, owner, emit))
+
+    async def settle(self) -> None:
+        """Waits until every record has been handed to the turn log."""
+        while self._writing:
+            await asyncio.wait(self._writing)
+
+    async def _run(self, question: Question, owner: str, emit: Callable[[Event], None]) -> None:
+        arrived = time.monotonic()
+        writes: list[asyncio.Task[None]] = []
+        with await self._admission.chat(question.n) as places:
+            turn = _turn_record(question, owner)
+            # The version is read after the wait, so a call that queued across a swap is answered by the new one.
+            async with self._versions.use(question.version) as weights:
+                answers = [Answer(turn.turn_id, index, weights.name) for index in range(question.n)]
+                for answer in answers:
+                    emit(_receipt(turn.turn_id, answer, weights.name))
+                metrics.TOKENS.labels("prompt").inc(len(question.prompt_token_ids))
+                chunks = self._engine.generate(
+                    turn.turn_id, question.prompt_token_ids, question.sampling, question.n, weights
+                )
+                started = False
+                try:
+                    async with aclosing(chunks):
+                        async for chunk in chunks:
+                            if not started:
+                                metrics.TIME_TO_FIRST_TOKEN.observe(time.monotonic() - arrived)
+                                started = True
+                            answer = answers[chunk.index]
+                            answer.add(chunk)
+                            if chunk.text:
+                                emit(Event(index=chunk.index, delta=chunk.text))
+                            if chunk.finish:
+                                answer.finish(REASONS[chunk.finish])
+                                places.give_back_one()
+                                writes.append(self._write(self._finish(turn, answer, emit)))
+                except asyncio.CancelledError:
+                    self._keep_cancelled(turn, answers)
+                    raise
+        await asyncio.wait(writes)  # not gather: if the caller leaves now, the records are still written
+        for write in writes:
+            write.result()
+
+    def _keep_cancelled(self, turn: record_pb2.TurnRecord, answers: list[Answer]) -> None:
+        """What a caller saw before it left can be rated and trained on like anything else."""
+        for answer in answers:
+            if not answer.finished and answer.record.token_ids:
+                answer.finish(record_pb2.FINISH_REASON_CANCELLED)
+                self._write(self._append(turn, answer))
+
+    def _write(self, write: Coroutine[Any, Any, Any]) -> asyncio.Task[None]:
+        """A task that outlives the call: a caller who leaves does not take the record along."""
+        task = asyncio.ensure_future(write)
+        self._writing.add(task)
+        task.add_done_callback(self._written)
+        return task
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        self._writing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("turn_not_logged", exc_info=error)
+
+    async def _append(self, turn: record_pb2.TurnRecord, answer: Answer) -> chat_pb2.LogStatus.ValueType:
+        status = await self._log.append(turn, answer.record)
+        metrics.LOGGED_ANSWERS.labels(chat_pb2.LogStatus.Name(status).removeprefix("LOG_STATUS_").lower()).inc()
+        return status
+
+    async def _finish(self, turn: record_pb2.TurnRecord, answer: Answer, emit: Callable[[Event], None]) -> None:
+        status = await self._append(turn, answer)
+        usage = chat_pb2.Usage(prompt_tokens=len(turn.prompt_token_ids), completion_tokens=len(answer.record.token_ids))
+        finish = chat_pb2.Finish(reason=answer.record.finish_reason, usage=usage, log_status=status)
+        emit(Event(index=answer.record.index, finish=finish))
+
+
+def _turn_record(question: Question, owner: str) -> record_pb2.TurnRecord:
+    return record_pb2.TurnRecord(
+        turn_id=new_turn_id(),
+        conversation_id=question.conversation_id,
+        owner=owner,
+        created_at=now(),
+        messages=question.messages,
+        prompt_token_ids=question.prompt_token_ids,
+        sampling=sampling_message(question.sampling),
+    )
+
+
+def _receipt(turn_id: str, answer: Answer, version: str) -> Event:
+    receipt = chat_pb2.Receipt(response_id=answer.record.response_id, version=version, turn_id=turn_id)
+    return Event(index=answer.record.index, receipt=receipt)
