@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpc import aio
 
@@ -24,7 +24,8 @@ STRIDE = 20
 FULL_PAGE_BYTES = 1 << 20
 """A page ends early beyond this, so that with its turns it stays under the 4 MiB that gRPC clients receive."""
 
-Context = aio.ServicerContext[Any, Any]
+if TYPE_CHECKING:  # generic only for the type checker
+    Context = aio.ServicerContext[Any, Any]
 
 
 class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpc import aio
 
@@ -20,7 +20,8 @@ MAX_REASON_CHARS = 2000
 FOLLOW_SECONDS = 20.0
 """How long a call waits for this server to follow the pointer it has moved."""
 
-Context = aio.ServicerContext[Any, Any]
+if TYPE_CHECKING:  # generic only for the type checker
+    Context = aio.ServicerContext[Any, Any]
 
 
 class ModelService(models_pb2_grpc.ModelServiceServicer):

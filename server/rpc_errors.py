@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, nullcontext
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -24,8 +24,9 @@ from thumbwheel import errors
 
 log = logging.getLogger("thumbwheel.rpc")
 
-Context = aio.ServicerContext[Any, Any]
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]]
+if TYPE_CHECKING:  # generic only for the type checker
+    Context = aio.ServicerContext[Any, Any]
+    Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]
 
 OURS = "/thumbwheel.v1."
 ENDLESS = frozenset({"WatchVersions", "Rollout"})
@@ -93,7 +94,7 @@ class Boundary(aio.ServerInterceptor):
 
     async def intercept_service(  # type: ignore[override]
         self, continuation: Continuation, details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(details)
         if handler is None or not details.method.startswith(OURS):
             return handler

