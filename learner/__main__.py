@@ -21,9 +21,9 @@ def main() -> int:
         settings = config.load(arguments.config, arguments.set)
         logs.configure(settings.log, "learner")
         # Not before the configuration is known to be good: torch takes seconds to import.
-        from learner.app import run
+        from learner import app
 
-        record = asyncio.run(run(settings, arguments.once))
+        record = asyncio.run(app.run_once(settings) if arguments.once else app.run(settings))
     except SetupError as error:
         print(f"learner: {error}", file=sys.stderr)
         return 2

@@ -13,11 +13,12 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NoReturn
 
 import torch
-from prometheus_client import start_http_server
 from transformers import AutoTokenizer
 
 from learner import metrics
@@ -32,6 +33,7 @@ from thumbwheel.config import Config
 from thumbwheel.errors import LeaseLost, SetupError, StoreUnavailable, ThumbwheelError
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.lease import Lease
+from thumbwheel.metrics_http import MetricsHttp
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
 from thumbwheel.turn_log import TurnLog
@@ -44,33 +46,53 @@ BACKOFF = 60.0
 """Longest wait, in seconds, before a broken-off cycle is tried again."""
 
 
-async def run(settings: Config, once: bool = False) -> pb.CycleRecord | None:
-    """Learns until cancelled or SIGTERM; with `once`, runs at most one cycle and returns it.
+async def run(settings: Config) -> None:
+    """Learns until SIGTERM.
 
     `settings.model.path` is a prepared model folder and `settings.redis.url` is set.
 
     Raises:
-        SetupError: store or model cannot be used, or with `once`, there are too few votes or another learner leads.
+        SetupError: store, model or port cannot be used.
     """
+    async with _wheel(settings) as wheel:
+        await _forever(wheel)
+
+
+async def run_once(settings: Config) -> pb.CycleRecord:
+    """Runs one cycle.
+
+    Raises:
+        SetupError: as `run`; or there are too few votes, or another learner leads.
+    """
+    async with _wheel(settings) as wheel:
+        waiting = await wheel.stream.waiting()
+        if waiting < wheel.settings.min_votes:
+            raise SetupError(
+                f"{waiting} new votes, learner.min_votes is {wheel.settings.min_votes}: rate more answers first"
+            )
+        if not await wheel.lease.acquire():
+            raise SetupError("another learner leads: stop it first, or let it learn")
+        async with _holding(wheel.lease):
+            return await wheel.turn()
+
+
+@contextlib.asynccontextmanager
+async def _wheel(settings: Config) -> AsyncIterator[Wheel]:
     _yield_to_the_engine(settings)
     _stop_on_sigterm()
     async with contextlib.AsyncExitStack() as stack:
         store = await Store.open(settings.redis.url, settings.redis.namespace)
         stack.push_async_callback(store.close)
-        try:
-            http, _ = start_http_server(settings.learner.http_port, settings.learner.http_host)
-        except OSError as error:
-            address = f"{settings.learner.http_host}:{settings.learner.http_port}"
-            raise SetupError(f"cannot listen on {address} for the learner's metrics: {error.strerror}") from error
-        stack.callback(http.shutdown)
+        built = threading.Event()
+        host, port = settings.learner.http_host, settings.learner.http_port
+        http = stack.enter_context(MetricsHttp(host, port, alive=lambda: True, ready=built.is_set))
         rollouts = await stack.enter_async_context(Rollouts(_server(settings)))
         lease = Lease(store, f"{socket.gethostname()}:{os.getpid()}", settings.learner.lease)
         wheel = await asyncio.to_thread(_build, settings, store, lease, rollouts)
+        built.set()
         metrics.stage("waiting")
-        log.info(
-            "ready", extra={"http": f"{settings.learner.http_host}:{http.server_port}", "server": _server(settings)}
-        )
-        return await _once(wheel) if once else await _forever(wheel)
+        log.info("ready", extra={"http": f"{host}:{http.port}", "server": _server(settings)})
+        yield wheel
 
 
 def _build(settings: Config, store: Store, lease: Lease, rollouts: Rollouts) -> Wheel:
@@ -85,7 +107,7 @@ def _build(settings: Config, store: Store, lease: Lease, rollouts: Rollouts) -> 
 
     return Wheel(
         settings=settings.learner,
-        stream=VoteStream(store, lease.owner),
+        stream=VoteStream(store),
         turns=TurnLog(store, settings.turn_log),
         feedback=FeedbackLog(store, settings.feedback),
         registry=registry,
@@ -99,19 +121,7 @@ def _build(settings: Config, store: Store, lease: Lease, rollouts: Rollouts) -> 
     )
 
 
-async def _once(wheel: Wheel) -> pb.CycleRecord:
-    waiting = await wheel.stream.waiting()
-    if waiting < wheel.settings.min_votes:
-        raise SetupError(
-            f"{waiting} new votes, learner.min_votes is {wheel.settings.min_votes}: rate more answers first"
-        )
-    if not await wheel.lease.acquire():
-        raise SetupError("another learner leads: stop it first, or let it learn")
-    async with _holding(wheel.lease):
-        return await wheel.turn()
-
-
-async def _forever(wheel: Wheel) -> None:
+async def _forever(wheel: Wheel) -> NoReturn:
     while True:
         try:
             if await wheel.lease.acquire():
@@ -124,7 +134,7 @@ async def _forever(wheel: Wheel) -> None:
         await asyncio.sleep(wheel.settings.poll)
 
 
-async def _lead(wheel: Wheel) -> None:
+async def _lead(wheel: Wheel) -> NoReturn:
     metrics.leader.set(1)
     failures = 0
     while True:

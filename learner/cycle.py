@@ -25,12 +25,12 @@ from learner.dataset import Answer, Dataset, EncodeAnswer, held_out
 from learner.features import FeatureCache
 from learner.gate import Evidence, Verdict, judge
 from learner.policy import Policy, Sample
-from learner.ppo import Ppo
+from learner.ppo import Trainer
 from learner.publish import Publisher
 from learner.reward_model import RewardModel, fit
 from learner.rollouts import Rollout, Rollouts
 from thumbwheel import config
-from thumbwheel.errors import TrainingDiverged
+from thumbwheel.errors import Conflict, TrainingDiverged
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.lease import Lease
 from thumbwheel.registry import Registry
@@ -95,17 +95,27 @@ class Wheel:
             metrics=outcome.metrics | {"votes": len(batch.event_ids), "seconds": time.monotonic() - started},
         )
         record.finished_at.GetCurrentTime()
-        await self.registry.commit_cycle(self.lease, record, outcome.release)
+        await self._commit(record, outcome)
         await self.publisher.sweep(batch.cycle_id)
-        metrics.cycles.labels(outcome.name).inc()
+        await self.stream.trim()
+        metrics.cycles.labels(record.outcome).inc()
         metrics.last_success.set_to_current_time()
         metrics.cycle_seconds.set(time.monotonic() - started)
         log.info(
             "cycle_committed",
-            extra={"cycle": batch.cycle_id, "outcome": outcome.name, "version": record.version}
+            extra={"cycle": batch.cycle_id, "outcome": record.outcome, "version": record.version}
             | {key: round(value, 4) for key, value in record.metrics.items()},
         )
         return record
+
+    async def _commit(self, record: pb.CycleRecord, outcome: Outcome) -> None:
+        try:
+            await self.registry.commit_cycle(self.lease, record, outcome.release)
+        except Conflict as error:
+            # Somebody promoted or rolled back while this cycle ran; what they chose stands.
+            record.outcome = "superseded"
+            record.reasons[:] = [str(error)]
+            await self.registry.commit_cycle(self.lease, record, None)
 
     async def _freeze(self) -> pb.BatchManifest:
         live = await self.registry.live()
@@ -155,15 +165,9 @@ class Wheel:
             )
             if verdict.passed:
                 break
+        version = await self.registry.set_state(candidate.name, pb.VERSION_STATE_CANDIDATE, verdict.reasons)
         name = "released" if verdict.passed else "rejected"
-        if verdict.passed and (await self.registry.live()).name != batch.parent:
-            name = "superseded"
-            verdict = Verdict(False, ("the live version was changed by hand while this cycle ran",), verdict.metrics)
-        measured |= verdict.metrics
-        version = await self.registry.set_state(
-            candidate.name, pb.VERSION_STATE_CANDIDATE, verdict.reasons, measured | {"votes": len(batch.event_ids)}
-        )
-        return Outcome(name, verdict.reasons, version, measured)
+        return Outcome(name, verdict.reasons, version, measured | verdict.metrics)
 
     def _held_out(self, answer: Answer) -> bool:
         return held_out(answer.conversation, self.settings.gate.holdout)
@@ -171,7 +175,7 @@ class Wheel:
     async def _collect(self, batch: pb.BatchManifest) -> tuple[Dataset, frozenset[str]]:
         """The votes of the batch and of the window before it, and the keys of the answers that the batch rated."""
         events = await self.stream.read(batch)
-        metrics.dead_letters.set(len(batch.event_ids) - len(events))
+        metrics.dead_letters.set(await self.stream.dead_letters())
         rated = dict.fromkeys(event.turn_id for _, event in events)
         ids = list(rated)
         async for turn_id in self.feedback.rated_turns(self.settings.reward_model.window):
@@ -207,22 +211,22 @@ class Wheel:
         parent = await self.registry.get(batch.parent)
         folder = self.publisher.root / parent.path if parent.path else None
         await asyncio.to_thread(self.policy.load_adapter, folder)
-        ppo = Ppo(self.policy, settings, seed=batch.seed)
+        trainer = Trainer(self.policy, settings, batch.seed)
         recent = await self._recent_versions(parent)
         samples = _rated_samples(train, fresh, recent, reward_model.probability(features), settings)
         stats: dict[str, float] = {}
         stages: list[pb.VersionRecord] = []
         if len(samples) >= LEAST_SAMPLES:
-            stats = await self._iterate(ppo, samples, batch, 0)
+            stats = await self._iterate(trainer, samples, batch, 0)
         prompts = [answer for answer in train.answers if answer.trainable and not self._held_out(answer)]
         for number in range(1, settings.fresh_iterations + 1):
             stages.append(await self.publisher.stage(self.policy, batch, len(stages), {"iteration": number - 1}))
             samples = await self._sample(stages[-1].name, prompts, reward_model, batch.seed + 1000 * number)
-            kl = await asyncio.to_thread(self.policy.kl_per_sequence, samples)
+            kl = await asyncio.to_thread(trainer.kl_per_sequence, samples)
             if kl >= settings.kl_budget:
                 log.info("kl_budget_reached", extra={"cycle": batch.cycle_id, "kl": round(kl, 3)})
                 break
-            stats = await self._iterate(ppo, samples, batch, number)
+            stats = await self._iterate(trainer, samples, batch, number)
         else:
             stages.append(
                 await self.publisher.stage(self.policy, batch, len(stages), {"iteration": settings.fresh_iterations})
@@ -238,10 +242,10 @@ class Wheel:
         return frozenset(names)
 
     async def _iterate(
-        self, ppo: Ppo, samples: Sequence[Sample], batch: pb.BatchManifest, number: int
+        self, trainer: Trainer, samples: Sequence[Sample], batch: pb.BatchManifest, number: int
     ) -> dict[str, float]:
         metrics.progress.set(0)
-        stats = await asyncio.to_thread(ppo.iterate, samples, self.tick)
+        stats = await asyncio.to_thread(trainer.iterate, samples, self.tick)
         metrics.ppo(stats)
         log.info(
             "ppo_iteration",
@@ -289,7 +293,8 @@ class Wheel:
         ]
         await asyncio.to_thread(self.policy.load_adapter, self.publisher.root / candidate.path)
         samples = [Sample(ids[rollout.prompt], rollout.token_ids, rollout.logp, candidate.name) for rollout in ours]
-        kl = await asyncio.to_thread(self.policy.kl_per_sequence, samples) if samples else 0.0
+        meter = Trainer(self.policy, self.settings.ppo, batch.seed)
+        kl = await asyncio.to_thread(meter.kl_per_sequence, samples) if samples else 0.0
         right = await self.competence.right(candidate.name)
         scores = np.zeros((2, len(ids), settings.samples))
         if held.votes and ids:

@@ -17,7 +17,7 @@ failures = Counter("thumbwheel_learner_failures", "Cycles that broke off and wil
 last_success = Gauge("thumbwheel_learner_last_success_timestamp_seconds", "When a cycle was last committed.")
 cycle_seconds = Gauge("thumbwheel_learner_cycle_seconds", "Duration of the last committed cycle.")
 verdicts = Counter("thumbwheel_learner_gate_verdicts", "Candidates by verdict.", ["verdict"])
-dead_letters = Gauge("thumbwheel_learner_dead_votes", "Votes of the last batch that could not be read or used.")
+dead_letters = Gauge("thumbwheel_learner_dead_votes", "Votes set aside because they cannot be read.")
 
 _auc = Gauge("thumbwheel_learner_reward_model_auc", "AUC of the reward model on unseen conversations.")
 _ece = Gauge("thumbwheel_learner_reward_model_ece", "Expected calibration error on unseen conversations.")
@@ -25,14 +25,18 @@ _ppo = {
     name: Gauge(f"thumbwheel_learner_{metric}", text)
     for name, metric, text in (
         ("reward_mean", "reward_mean", "Mean reward of the last iteration's answers, -1 to 1."),
-        ("kl_nats_per_sequence", "kl_nats", "KL to the base in nats per answer, last iteration."),
+        ("kl_per_sequence", "kl_nats", "KL to the base in nats per answer, before the last iteration."),
         ("approx_kl", "approx_kl", "KL between old and new policy of the last iteration (k3)."),
         ("clipfrac", "clip_ratio", "Share of tokens whose ratio was clipped."),
         ("explained_variance", "explained_variance", "Of the returns, by the value head."),
-        ("policy_loss", "policy_loss", "Clipped surrogate of the last iteration."),
-        ("value_loss", "value_loss", "Clipped value loss of the last iteration."),
+        ("policy_loss", "policy_loss", "Clipped surrogate of the before the last iteration."),
+        ("value_loss", "value_loss", "Clipped value loss of the before the last iteration."),
         ("entropy", "entropy_nats", "Mean entropy of a token."),
-        ("ess", "effective_sample_ratio", "Effective sample size over sample size of the importance weights."),
+        (
+            "effective_sample_size",
+            "effective_sample_ratio",
+            "Effective sample size over sample size of the importance weights.",
+        ),
         ("grad_norm", "gradient_norm", "Norm of the gradient before clipping."),
     )
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from learner.dataset import Dataset, fold, rater_weights
 from thumbwheel import config
 
 Floats = NDArray[np.float64]
+Features = NDArray[np.floating[Any]]
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
@@ -36,12 +38,12 @@ class RewardModel:
     slope: float = 1.0
     offset: float = 0.0
 
-    def score(self, features: Floats) -> Floats:
+    def score(self, features: Features) -> Floats:
         """(N, D) -> (N,) uncalibrated logits."""
         scores: Floats = (features - self.mean) / self.std @ self.weight + self.bias
         return scores
 
-    def probability(self, features: Floats) -> Floats:
+    def probability(self, features: Features) -> Floats:
         """(N, D) -> (N,) calibrated probabilities."""
         calibrated: Floats = expit(self.slope * self.score(features) + self.offset)
         return calibrated
@@ -76,7 +78,7 @@ class _Targets:
     pair_weights: Floats
 
 
-def fit(data: Dataset, features: Floats, settings: config.RewardModel) -> tuple[RewardModel, Quality]:
+def fit(data: Dataset, features: Features, settings: config.RewardModel) -> tuple[RewardModel, Quality]:
     """Fits and measures.
 
     Args:
@@ -123,7 +125,7 @@ def _subset(targets: _Targets, keep: NDArray[np.bool_]) -> _Targets:
     )  # fmt: skip
 
 
-def _fit(features: Floats, targets: _Targets, penalty: float, slope: float = 1.0, offset: float = 0.0) -> RewardModel:
+def _fit(features: Features, targets: _Targets, penalty: float, slope: float = 1.0, offset: float = 0.0) -> RewardModel:
     used = np.unique(np.concatenate([targets.rows, targets.better, targets.worse]))
     mean, std = features[used].mean(0), features[used].std(0) + 1e-6
     x = (features - mean) / std
@@ -145,7 +147,7 @@ def _fit(features: Floats, targets: _Targets, penalty: float, slope: float = 1.0
     return RewardModel(mean, std, theta[:-1], float(theta[-1]), slope, offset)
 
 
-def _out_of_fold(features: Floats, targets: _Targets, folds: NDArray[np.int64], penalty: float) -> Floats:
+def _out_of_fold(features: Features, targets: _Targets, folds: NDArray[np.int64], penalty: float) -> Floats:
     """(N,) scores, each by a model that saw no answer of that conversation's fold."""
     scores = np.zeros(len(features))
     for number in np.unique(folds):
