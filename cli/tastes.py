@@ -53,7 +53,7 @@ def find(name: str) -> Taste:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # noqa: BLE001 - a user's module may fail at import in any way; they need its own words
+    except Exception as error:  # A user's module may fail at import in any way; they need its own words.
         raise SetupError(f"taste {name}: importing {module_name} failed: {type(error).__name__}: {error}") from error
     taste = getattr(module, function, None)
     if not callable(taste):
@@ -67,7 +67,7 @@ def _checked(name: str, taste: Callable[[str, str], object]) -> Taste:
     def judge(prompt: str, answer: str) -> bool:
         try:
             verdict = taste(prompt, answer)
-        except Exception as error:  # noqa: BLE001 - a user's function may fail in any way; they need its own words
+        except Exception as error:  # A user's function may fail in any way; they need its own words.
             raise SetupError(f"taste {name} failed on an answer: {type(error).__name__}: {error}") from error
         if not isinstance(verdict, bool):
             raise SetupError(f"taste {name} must return True or False, not {verdict!r}")
