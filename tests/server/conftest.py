@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +48,20 @@ class Lent:
 
 
 @pytest.fixture
+def until() -> Callable[..., Awaitable[None]]:
+    """Waits for a condition that nothing announces."""
+
+    async def wait(condition: Callable[[], bool], seconds: float = 10) -> None:
+        async with asyncio.timeout(seconds):
+            while not condition():  # noqa: ASYNC110 - see above
+                await asyncio.sleep(0.002)
+
+    return wait
+
+
+@pytest.fixture
 def settings(tmp_path: Path, redis_url: str, tiny_model: Path) -> Callable[..., Config]:
-    """Makes a configuration with free ports, this test's own folder and an empty store; keywords override `server.*`."""
+    """Makes a configuration with free ports, a folder of the test's own and an empty store; keywords set `server.*`."""
 
     def make(**server: object) -> Config:
         return Config.model_validate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -11,17 +11,13 @@ from server.admission import Admission
 from thumbwheel import config
 from thumbwheel.errors import InvalidInput, Overloaded
 
+Until = Callable[..., Awaitable[None]]
+
 
 def admission(places: int = 4, queue: int = 4, rollouts: int = 3, busy: int = 1) -> Admission:
     return Admission(
         config.Server(max_sequences=places, max_queue=queue, rollout_sequences=rollouts, rollout_sequences_busy=busy)
     )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 class Samples:
@@ -56,7 +52,7 @@ async def test_a_free_place_is_given_at_once() -> None:
         assert places.queued == 0
 
 
-async def test_the_queue_is_first_come_first_served_even_for_large_turns() -> None:
+async def test_the_queue_is_first_come_first_served_even_for_large_turns(until: Until) -> None:
     places, order = admission(places=4, queue=8), []
     first = await places.chat(3)
 
@@ -76,7 +72,7 @@ async def test_the_queue_is_first_come_first_served_even_for_large_turns() -> No
     assert order == ["large", "small"]
 
 
-async def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
+async def test_a_full_queue_refuses_and_says_when_to_come_again(until: Until) -> None:
     places = admission(places=1, queue=2)
     with await places.chat(1):
         waiting = [asyncio.create_task(places.chat(1)) for _ in range(2)]
@@ -96,7 +92,7 @@ async def test_more_answers_than_places_are_refused_at_once() -> None:
     assert refusal.value.field == "input.n"
 
 
-async def test_who_leaves_the_queue_lets_the_next_one_in() -> None:
+async def test_who_leaves_the_queue_lets_the_next_one_in(until: Until) -> None:
     places = admission(places=2)
     holder = await places.chat(1)
     large = asyncio.create_task(places.chat(2))
@@ -109,7 +105,7 @@ async def test_who_leaves_the_queue_lets_the_next_one_in() -> None:
     holder.give_back_one()
 
 
-async def test_a_place_granted_to_somebody_who_just_left_goes_on() -> None:
+async def test_a_place_granted_to_somebody_who_just_left_goes_on(until: Until) -> None:
     places = admission(places=1)
     holder = await places.chat(1)
     leaver = asyncio.create_task(places.chat(1))
@@ -123,7 +119,7 @@ async def test_a_place_granted_to_somebody_who_just_left_goes_on() -> None:
             pass
 
 
-async def test_rollouts_keep_to_their_share_and_to_less_while_somebody_chats() -> None:
+async def test_rollouts_keep_to_their_share_and_to_less_while_somebody_chats(until: Until) -> None:
     places = admission(places=8, rollouts=3, busy=1)
     samples = Samples(places)
     tasks = [samples.add() for _ in range(6)]
@@ -139,7 +135,7 @@ async def test_rollouts_keep_to_their_share_and_to_less_while_somebody_chats() -
     assert await asyncio.gather(*tasks) == ["done"] * 6
 
 
-async def test_rollouts_never_start_while_a_chat_waits() -> None:
+async def test_rollouts_never_start_while_a_chat_waits(until: Until) -> None:
     places = admission(places=2, rollouts=2, busy=2)
     samples = Samples(places)
     chat = await places.chat(2)
@@ -156,7 +152,7 @@ async def test_rollouts_never_start_while_a_chat_waits() -> None:
     assert await task == "done"
 
 
-async def test_chat_takes_a_place_from_a_rollout_instead_of_waiting() -> None:
+async def test_chat_takes_a_place_from_a_rollout_instead_of_waiting(until: Until) -> None:
     places = admission(places=3, rollouts=3, busy=3)
     samples = Samples(places)
     tasks = [samples.add() for _ in range(2)]
@@ -171,7 +167,7 @@ async def test_chat_takes_a_place_from_a_rollout_instead_of_waiting() -> None:
         assert await tasks[0] == "done"
 
 
-async def test_rollouts_leave_a_place_free() -> None:
+async def test_rollouts_leave_a_place_free(until: Until) -> None:
     places = admission(places=3, rollouts=3)
     samples = Samples(places)
     tasks = [samples.add() for _ in range(3)]
@@ -182,7 +178,7 @@ async def test_rollouts_leave_a_place_free() -> None:
     assert await asyncio.gather(*tasks) == ["done"] * 3
 
 
-async def test_a_cancelled_rollout_gives_its_place_back() -> None:
+async def test_a_cancelled_rollout_gives_its_place_back(until: Until) -> None:
     places = admission(places=2, rollouts=1)
     samples = Samples(places)
     running, waiting, last = samples.add(), samples.add(), samples.add()
