@@ -1,0 +1,90 @@
+"""What is looked at before anything is started, so that a wrong set-up ends in one clear sentence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+from thumbwheel.config import Config
+from thumbwheel.errors import SetupError
+
+ROOM = 512 << 20
+"""Bytes that must be free on disk beside a model that is still to be prepared: for votes, versions and logs."""
+
+
+def check_writable(folder: Path) -> None:
+    """
+    Raises:
+        SetupError: no file can be made in the folder.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SetupError(
+            f"the data directory {folder} cannot be written: {error.strerror}\n  choose another with --data-dir"
+        ) from error
+
+
+def check_disk(folder: Path, need: int) -> None:
+    """
+    Args:
+        need: bytes.
+
+    Raises:
+        SetupError: less is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise SetupError(
+            f"the disk is short: {free / 1e9:.1f} GB free for {folder}, {need / 1e9:.1f} GB needed\n"
+            "  make room, or choose another with --data-dir"
+        )
+
+
+def take_ports(settings: Config) -> Config:
+    """Sees that the ports are free, and chooses one where 0 is given: they must stay the same when a child restarts.
+
+    Raises:
+        SetupError: one is taken, or the address is not this machine's.
+    """
+    places = {
+        "server.grpc_port": (settings.server.host, settings.server.grpc_port),
+        "server.http_port": (settings.server.host, settings.server.http_port),
+        "learner.http_port": (settings.learner.http_host, settings.learner.http_port),
+    }
+    sockets: list[socket.socket] = []
+    ports: dict[str, int] = {}
+    try:
+        for key, (host, port) in places.items():
+            probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+            sockets.append(probe)  # kept open, so that no port is chosen twice
+            port = _bind(probe, host, port, key)
+            for other, taken in ports.items():
+                if taken == port:
+                    raise SetupError(f"{other} and {key} are both {port}")
+            ports[key] = port
+    finally:
+        for probe in sockets:
+            probe.close()
+    server = settings.server.model_copy(
+        update={"grpc_port": ports["server.grpc_port"], "http_port": ports["server.http_port"]}
+    )
+    learner = settings.learner.model_copy(update={"http_port": ports["learner.http_port"]})
+    return settings.model_copy(update={"server": server, "learner": learner})
+
+
+def _bind(probe: socket.socket, host: str, port: int, key: str) -> int:
+    if port:  # Connections of a server that was here a moment ago do not count; one that listens does.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((host.strip("[]"), port))
+    except OSError as error:
+        raise SetupError(
+            f"cannot listen on {host}:{port} ({key}): {os.strerror(error.errno or 0)}\n"
+            f"  stop what listens there, or choose another: --set {key}=0 takes a free one"
+        ) from error
+    return int(probe.getsockname()[1])
