@@ -11,7 +11,8 @@ import grpc
 import typer
 from rich.console import Console
 
-from cli.connection import CALL_SECONDS, CHAT_SECONDS, DEFAULT_SERVER, Server, User, explain, fail, identity
+from cli.connection import CALL_SECONDS, CHAT_SECONDS, Server, User, address, explain, fail, identity
+from cli.options import DataDir
 from thumbwheel_client.v1 import chat_pb2, feedback_pb2
 from thumbwheel_client.v1 import record_pb2 as pb
 from thumbwheel_client.v1.chat_pb2_grpc import ChatServiceStub
@@ -23,7 +24,8 @@ REFUSALS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 def chat(
-    server: Server = DEFAULT_SERVER,
+    server: Server = "",
+    data_dir: DataDir = None,
     user: User = "",
     version: Annotated[str, typer.Option("--version", help="Talk to this version, not the live one.")] = "",
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Longest answer, in tokens.")] = None,
@@ -32,8 +34,9 @@ def chat(
 ) -> None:
     """Chat with the live version and rate its answers."""
     sampling = pb.Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    with grpc.insecure_channel(server) as channel:
-        session = Session(channel, server, user, version, sampling, Console(highlight=False))
+    where = address(server, data_dir)
+    with grpc.insecure_channel(where) as channel:
+        session = Session(channel, where, user, version, sampling, Console(highlight=False))
         if not session.converse(_read_line):
             raise typer.Exit(1)
 
@@ -56,7 +59,8 @@ class Session:
 
     def converse(self, read: Callable[[str], str]) -> bool:
         """Until /quit, the end of the input, or Ctrl-C twice. Returns False if a call failed on a pipe."""
-        self._dim(HELP)
+        if self._console.is_terminal:
+            self._dim(HELP)
         interrupted = False
         while True:
             try:

@@ -8,13 +8,16 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import grpc
 import grpc.aio
 import typer
 
-from thumbwheel.errors import ThumbwheelError
+from cli import instance
+from cli.options import resolve
+from thumbwheel.errors import SetupError, ThumbwheelError
 from thumbwheel_client.v1.chat_pb2_grpc import ChatServiceStub
 from thumbwheel_client.v1.feedback_pb2_grpc import FeedbackServiceStub
 from thumbwheel_client.v1.models_pb2_grpc import ModelServiceStub
@@ -30,10 +33,31 @@ CHAT_SECONDS = 110.0
 CALL_SECONDS = 30.0
 """Deadline of any other call."""
 
-Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")]
+Server = Annotated[
+    str,
+    typer.Option(
+        "--server",
+        metavar="HOST:PORT",
+        help=f"Where the server listens; default: the one that runs here, or {DEFAULT_SERVER}.",
+    ),
+]
 User = Annotated[str, typer.Option("--user", metavar="NAME", help="Who you are to the server.")]
 
 Metadata = tuple[tuple[str, str], ...]
+
+
+def address(server: str, data_dir: Path | None) -> str:
+    """The server that was named, else the one that runs in the data directory, else the default one.
+
+    Raises:
+        SetupError: a data directory was named and nothing runs in it.
+    """
+    if server:
+        return server
+    found = instance.find(resolve(None, None, data_dir).data_dir)
+    if found is None and data_dir is not None:
+        raise SetupError(f"nothing runs in {data_dir}: start it with thumbwheel up --data-dir {data_dir}")
+    return found.grpc if found else DEFAULT_SERVER
 
 
 def identity(user: str) -> Metadata:
@@ -59,8 +83,8 @@ async def connect(server: str) -> AsyncIterator[Services]:
 
 def explain(error: grpc.RpcError, server: str) -> str:
     """One line for a failed call."""
-    code = error.code() if isinstance(error, grpc.Call) else None
-    said = (error.details() if isinstance(error, grpc.Call) else None) or ""
+    told = isinstance(error, grpc.Call | grpc.aio.AioRpcError)
+    code, said = (error.code(), error.details() or "") if told else (None, "")
     if code == grpc.StatusCode.UNAVAILABLE and _nobody_there(said):
         return f"nothing answers at {server}: start it with make run"
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -80,21 +104,26 @@ def fail(message: str) -> typer.Exit:
     return typer.Exit(1)
 
 
-def run(server: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Runs a command; whatever goes wrong on purpose ends in one line and exit code 1, SIGINT and SIGTERM in 130."""
+def run(work: Callable[[str], Coroutine[Any, Any, None]], server: str = "", data_dir: Path | None = None) -> None:
+    """Runs a command with the server's address.
+
+    Whatever goes wrong on purpose ends in one line and exit code 1, SIGINT and SIGTERM in 130.
+    """
 
     async def interruptible() -> None:
         # asyncio.run treats SIGINT this way; SIGTERM must clean up just the same.
         task = asyncio.current_task()
         assert task is not None
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        await work()
+        await work(where)
 
+    where = server
     try:
+        where = address(server, data_dir)
         asyncio.run(interruptible())
     except ThumbwheelError as error:
         raise fail(str(error)) from None
     except grpc.RpcError as error:
-        raise fail(explain(error, server)) from None
+        raise fail(explain(error, where)) from None
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise typer.Exit(130) from None

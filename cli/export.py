@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cli import connection
-from cli.connection import CALL_SECONDS, DEFAULT_SERVER, Server, Services, User, identity
+from cli.connection import CALL_SECONDS, Server, Services, User, identity
+from cli.options import DataDir
 from thumbwheel.errors import SetupError
 from thumbwheel_client.v1 import feedback_pb2
 from thumbwheel_client.v1 import record_pb2 as pb
@@ -36,13 +37,14 @@ def export(
     format: Annotated[Format, typer.Option("--format", help="jsonl: one JSON object a line.")] = Format.jsonl,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File; left out: standard output.")] = None,
     mine: Annotated[bool, typer.Option("--mine", help="Only your own votes.")] = False,
-    server: Server = DEFAULT_SERVER,
+    server: Server = "",
+    data_dir: DataDir = None,
     user: User = "",
 ) -> None:
     """Write all current votes with the conversations and answers they rate."""
 
-    async def work() -> None:
-        async with connection.connect(server) as services:
+    async def work(address: str) -> None:
+        async with connection.connect(address) as services:
             with _sink(output) as sink, _progress(sink) as progress:
                 task = progress.add_task("votes", total=None)
                 async for vote in all_votes(services, user, everybody=not mine):
@@ -50,7 +52,7 @@ def export(
                     progress.advance(task)
 
     try:
-        connection.run(server, work)
+        connection.run(work, server, data_dir)
     except BrokenPipeError:
         # Whoever read our lines has seen enough; flushing at exit must not fail over them once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cli import connection, prompts, tastes
-from cli.connection import DEFAULT_SERVER, Server
+from cli.connection import Server
+from cli.options import DataDir
 from cli.patience import Patience
 from cli.raters import Judgement, Raters, Tally
 
@@ -28,14 +29,15 @@ def simulate(
     ratings: Annotated[int, typer.Option("--ratings", min=1, help="How many answers are rated.")] = 96,
     concurrency: Concurrency = 8,
     seed: Seed = 1,
-    server: Server = DEFAULT_SERVER,
+    server: Server = "",
+    data_dir: DataDir = None,
 ) -> None:
     """Let simulated raters ask and rate."""
 
-    async def work() -> None:
+    async def work(address: str) -> None:
         judge = tastes.find(taste)
         patience = Patience()
-        async with connection.connect(server) as services:
+        async with connection.connect(address) as services:
             with _bar() as bar:
                 task = bar.add_task("rating", total=ratings, up="")
 
@@ -47,7 +49,7 @@ def simulate(
                 await raters.rate(ratings)
         _summary(raters.tally, taste, patience.failures)
 
-    connection.run(server, work)
+    connection.run(work, server, data_dir)
 
 
 def version_table(tally: Tally) -> Table:

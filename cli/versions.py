@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from cli import connection
-from cli.connection import CALL_SECONDS, DEFAULT_SERVER, Server, Services, User, identity
+from cli.connection import CALL_SECONDS, Server, Services, User, identity
+from cli.options import DataDir
 from thumbwheel_client.v1 import models_pb2
 from thumbwheel_client.v1 import record_pb2 as pb
 
@@ -32,7 +33,8 @@ STATE_STYLES = {
 
 
 def versions(
-    server: Server = DEFAULT_SERVER,
+    server: Server = "",
+    data_dir: DataDir = None,
     user: User = "",
     training: Annotated[
         bool, typer.Option("--training", help="Also those that a cycle under way samples from.")
@@ -40,46 +42,48 @@ def versions(
 ) -> None:
     """List the versions, newest first."""
 
-    async def work() -> None:
-        async with connection.connect(server) as services:
+    async def work(address: str) -> None:
+        async with connection.connect(address) as services:
             pages = [page async for page in list_pages(services, user, training)]
         records = [record for page in pages for record in page.versions]
         Console().print(table(records, pages[0].live))
 
-    connection.run(server, work)
+    connection.run(work, server, data_dir)
 
 
 def promote(
     name: Annotated[str, typer.Argument(help="A version, as `thumbwheel versions` lists it.")],
     reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")] = "",
-    server: Server = DEFAULT_SERVER,
+    server: Server = "",
+    data_dir: DataDir = None,
     user: User = "",
 ) -> None:
     """Make a version live."""
 
-    async def work() -> None:
+    async def work(address: str) -> None:
         request = models_pb2.PromoteRequest(name=name, reason=reason)
-        async with connection.connect(server) as services:
+        async with connection.connect(address) as services:
             moved = await services.models.Promote(request, timeout=CALL_SECONDS, metadata=identity(user))
         Console().print(f"{moved.live.name} is live, {moved.previous} was", highlight=False)
 
-    connection.run(server, work)
+    connection.run(work, server, data_dir)
 
 
 def rollback(
     reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")] = "",
-    server: Server = DEFAULT_SERVER,
+    server: Server = "",
+    data_dir: DataDir = None,
     user: User = "",
 ) -> None:
     """Take the live version back; the one before it answers at once."""
 
-    async def work() -> None:
+    async def work(address: str) -> None:
         request = models_pb2.RollbackRequest(reason=reason)
-        async with connection.connect(server) as services:
+        async with connection.connect(address) as services:
             moved = await services.models.Rollback(request, timeout=CALL_SECONDS, metadata=identity(user))
         Console().print(f"{moved.live.name} is live again, {moved.previous} was taken back", highlight=False)
 
-    connection.run(server, work)
+    connection.run(work, server, data_dir)
 
 
 async def list_pages(
