@@ -6,7 +6,7 @@ ARGS ?=
 # Compiled modules are kept even where the machine asks otherwise: they halve the start of everything that loads torch.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup run demo test test-slow test-gpu check format protos lock
+.PHONY: help setup run demo test test-slow test-gpu check format protos config lock
 
 help:
 	@echo 'make run        chat, rate, and watch it get better (sets everything up first)'
@@ -15,6 +15,7 @@ help:
 	@echo 'make check      style, types, import contract, protos'
 	@echo 'make format     formats the code'
 	@echo 'make protos     writes the stubs after a change of protos/'
+	@echo 'make config     writes thumbwheel.toml after a change of thumbwheel/config.py'
 	@echo 'make lock       resolves the locked dependencies anew'
 	@echo 'make setup      only the environment'
 
@@ -49,6 +50,9 @@ format: setup
 
 protos: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" protos/release.sh
+
+config: setup
+	$(BIN)/python -m cli.config_toml > thumbwheel.toml
 
 lock: setup
 	deploy/lock.sh

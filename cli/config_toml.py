@@ -1,4 +1,7 @@
-"""Writes a configuration as TOML, each key with its documentation: what --dry-run prints and thumbwheel.toml holds."""
+"""Writes a configuration as TOML, each key with its documentation: what --dry-run prints.
+
+``python -m cli.config_toml`` writes the defaults: thumbwheel.toml.
+"""
 
 from __future__ import annotations
 
@@ -54,3 +57,7 @@ def _value(value: object) -> str:
         case str() | Path():
             return json.dumps(str(value), ensure_ascii=False)  # TOML's basic strings are JSON's
     raise TypeError(f"no TOML for {value!r}")
+
+
+if __name__ == "__main__":
+    print(write(Config()), end="")
