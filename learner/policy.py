@@ -1,0 +1,390 @@
+"""One frozen copy of the base carries the policy, the reference and the value head.
+
+LoRA sits on the top `lora.layers` of the layers. What lies below it never changes, so its activations are computed once
+per answer and serve every pass of PPO, the reference, and the reward model's features.
+
+    tokens ──► lower (frozen) ──► activations ──┬──► upper, adapter on  ──► final ──► log-probabilities, entropy
+               once per answer                  ├──► upper, adapter off ──► final ──► reference's log-probabilities
+                                                │                         └───────► value (detached trunk)
+                                                └──► mean over answer tokens ──► the reward model's features
+
+Shapes: B answers, T tokens of prompt and answer, A answer tokens, D hidden size, V vocabulary. Rows are padded on the
+right and attention is causal, so no token ever sees padding: no attention mask is needed anywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+import peft
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional
+
+from learner import ppo_math
+from thumbwheel import config
+from thumbwheel.errors import AdapterRefused, SetupError
+
+TARGETS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
+"""The linear layers that carry LoRA."""
+VALUE_HEAD = Path("training") / "value_head.safetensors"
+
+_HEAD_CHUNK = 256  # answer tokens whose logits exist at once: 256 x 49152 x 4 bytes = 50 MB
+_MEMO_BYTES = 512 << 20  # activations below the adapter that are kept
+
+Answer: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # prompt and answer token ids
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An answer to learn from.
+
+    The answer includes the end-of-sequence token where the model ended it: when to stop is learned too.
+    """
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    behaviour_logp: tuple[float, ...]
+    """Nats per answer token, as sampled."""
+    version: str
+    """Which weights sampled it."""
+    reward: float = 0.0
+    """Score of the whole answer."""
+
+    @property
+    def answer(self) -> Answer:
+        return self.prompt_ids, self.answer_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Answers side by side, each row padded on the right."""
+
+    tokens: Tensor  # (B, T) prompt and answer; 0 on padding
+    answers: Tensor  # (B, A) the answer's tokens; 0 on padding
+    predictors: Tensor  # (B, A) column in `tokens` whose hidden state predicts answers[b, a]; 0 on padding
+    mask: Tensor  # (B, A) 1.0 on answer tokens
+
+    @classmethod
+    def of(cls, pairs: Sequence[Answer], device: torch.device) -> Batch:
+        """Pads the answers.
+
+        Raises:
+            ValueError: a prompt or an answer is empty.
+        """
+        if any(not prompt or not answer for prompt, answer in pairs):
+            raise ValueError("neither a prompt nor an answer may be empty")
+        longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
+        longest_answer = max(len(answer) for _, answer in pairs)
+        tokens = torch.zeros(len(pairs), longest, dtype=torch.long)
+        answers = torch.zeros(len(pairs), longest_answer, dtype=torch.long)
+        predictors = torch.zeros_like(answers)
+        mask = torch.zeros(len(pairs), longest_answer)
+        for row, (prompt, answer) in enumerate(pairs):
+            tokens[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+            answers[row, : len(answer)] = torch.tensor(answer)
+            predictors[row, : len(answer)] = torch.arange(len(answer)) + len(prompt) - 1
+            mask[row, : len(answer)] = 1
+        return cls(tokens.to(device), answers.to(device), predictors.to(device), mask.to(device))
+
+
+def microbatches(pairs: Sequence[Answer], order: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Splits `order` (indices into `pairs`) into groups of similar length, each at most `tokens` with its padding.
+
+    An answer longer than `tokens` goes alone.
+    """
+    group: list[int] = []
+    for index in sorted(order, key=lambda i: (-sum(map(len, pairs[i])), i)):
+        # Longest first: the first of a group sets its padded length, and running out of memory shows at once.
+        if group and (len(group) + 1) * sum(map(len, pairs[group[0]])) > tokens:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+class Policy:
+    """Policy, reference and value head on one backbone; float32 on a CPU, the checkpoint's own precision on a GPU."""
+
+    def __init__(self, model_folder: Path, lora: config.Lora, seed: int, tokens_per_microbatch: int = 2048) -> None:
+        """Loads the base and puts a fresh adapter on it, under which policy and base are the same.
+
+        Args:
+            model_folder: a Hugging Face causal language model in the manner of Llama.
+            lora: shape of the adapter.
+            seed: of the adapter's first values.
+            tokens_per_microbatch: padded tokens of one pass without gradient.
+
+        Raises:
+            SetupError: the model cannot be split into layers as this class needs it.
+        """
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.float32 if self.device.type == "cpu" else "auto"
+        base = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype)
+        layers = int(base.config.num_hidden_layers)
+        self.boundary = layers - max(1, round(lora.layers * layers))
+        """Layers below the first that carries LoRA."""
+        self._lora, self._seed, self._tokens = lora, seed, tokens_per_microbatch
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self._model = _with_adapter(base, lora, range(self.boundary, layers)).to(self.device).eval()
+        decoder = base.model
+        self._lower = _stack(decoder, 0, self.boundary, nn.Identity())
+        self._upper = _stack(decoder, self.boundary, layers, decoder.norm)
+        self._head: Tensor = base.get_output_embeddings().weight.detach()  # (V, D)
+        self.value_head = nn.Linear(base.config.hidden_size, 1).to(self.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self._memo: OrderedDict[Answer, Tensor] = OrderedDict()
+        self._check_split(base)
+
+    # --- weights
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """The only weights of the backbone that train."""
+        return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+
+    def load_adapter(self, folder: Path | None) -> None:
+        """Takes over a version's adapter and value head; None, or no value head there, starts them afresh.
+
+        Raises:
+            AdapterRefused: it was made for another base or another shape of adapter, or is not finite.
+        """
+        fresh = _fresh(self._adapter(), self._seed)
+        value = {name: torch.zeros_like(tensor) for name, tensor in self.value_head.state_dict().items()}
+        if folder is None:
+            _copy(fresh, self._adapter())
+            _copy(value, self.value_head.state_dict())
+            return
+        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        mine = self._adapter_config()
+        for key in ("r", "lora_alpha", "target_modules", "layers_to_transform"):
+            theirs = sorted(settings[key]) if isinstance(settings.get(key), list) else settings.get(key)
+            if theirs != mine[key]:
+                raise AdapterRefused("shape", f"{folder.name}: {key} is {theirs}, the learner is set to {mine[key]}")
+        tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+        if (folder / VALUE_HEAD).is_file():
+            value = safetensors.torch.load_file(folder / VALUE_HEAD)
+        _check(folder.name, tensors, self._adapter())
+        _check(folder.name, value, self.value_head.state_dict())
+        _copy(tensors, self._adapter())
+        _copy(value, self.value_head.state_dict())
+
+    def save_adapter(self, folder: Path) -> None:
+        """Writes the adapter as PEFT lays it out, and the value head below ``training/``. Same weights, same bytes."""
+        (folder / VALUE_HEAD).parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(_on_cpu(self._adapter()), folder / "adapter_model.safetensors", {"format": "pt"})
+        safetensors.torch.save_file(_on_cpu(self.value_head.state_dict()), folder / VALUE_HEAD, {"format": "pt"})
+        text = json.dumps(self._adapter_config(), indent=2, sort_keys=True)
+        (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+    def _adapter(self) -> dict[str, Tensor]:
+        """The adapter's tensors under the names of a PEFT file; they share memory with the model's."""
+        state = cast(dict[str, Tensor], peft.get_peft_model_state_dict(self._model))
+        return {name: state[name].detach() for name in sorted(state)}
+
+    def _adapter_config(self) -> dict[str, Any]:
+        settings: dict[str, Any] = self._model.peft_config["default"].to_dict()
+        plain = {key: value for key, value in settings.items() if value is None or isinstance(value, str | int | float)}
+        return plain | {
+            "base_model_name_or_path": None,  # a path of this machine means nothing elsewhere
+            "inference_mode": True,
+            "layers_to_transform": sorted(settings["layers_to_transform"]),
+            "target_modules": sorted(settings["target_modules"]),
+        }
+
+    # --- passes
+
+    def activations(self, pairs: Sequence[Answer]) -> list[Tensor]:
+        """Activations below the adapter, one (T, D) per answer, computed once and remembered."""
+        found: dict[Answer, Tensor] = {}
+        for pair in set(pairs):
+            if pair in self._memo:
+                self._memo.move_to_end(pair)
+                found[pair] = self._memo[pair]
+        missing = sorted(set(pairs) - set(found))
+        for group in microbatches(missing, range(len(missing)), self._tokens):
+            hidden = self.lower(Batch.of([missing[i] for i in group], self.device))
+            for row, index in enumerate(group):
+                found[missing[index]] = hidden[row, : sum(map(len, missing[index]))].clone()
+        self._remember({pair: found[pair] for pair in missing})
+        return [found[pair] for pair in pairs]
+
+    def features(self, pairs: Sequence[Answer]) -> npt.NDArray[np.float32]:
+        """What the reward model sees: (N, D), mean over the answer's tokens of the activations below the adapter."""
+        rows = [
+            hidden[len(prompt) :].float().mean(0)
+            for (prompt, _), hidden in zip(pairs, self.activations(pairs), strict=True)
+        ]
+        return cast(npt.NDArray[np.float32], torch.stack(rows).cpu().numpy())
+
+    @torch.no_grad()
+    def lower(self, batch: Batch) -> Tensor:
+        """Activations below the first LoRA layer, (B, T, D)."""
+        return cast(Tensor, self._lower(input_ids=batch.tokens, use_cache=False).last_hidden_state)
+
+    def upper(self, hidden: Tensor, batch: Batch, *, reference: bool) -> Tensor:
+        """Final, normed hidden states that predict each answer token, (B, A, D).
+
+        Args:
+            hidden: (B, T, D) from `lower` or `activations`.
+            batch: the same answers.
+            reference: adapter off, no gradient.
+        """
+        if reference:
+            with torch.no_grad(), self._model.disable_adapter():
+                final = self._upper(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        else:
+            final = self._upper(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        index = batch.predictors[..., None].expand(-1, -1, final.shape[-1])
+        return cast(Tensor, final.gather(1, index))  # (B, A, D)
+
+    def answer_logps(self, final: Tensor, batch: Batch, *, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
+        """Log-probability of every answer token and entropy of its distribution, nats, (B, A) each; 0 on padding.
+
+        Temperature 1. The entropy carries a gradient only if `entropy_grad`: that costs one more product with the head.
+        """
+        chosen = batch.mask.bool()
+        logp, entropy = _TokenLogp.apply(  # type: ignore[no-untyped-call]
+            final[chosen], self._head, batch.answers[chosen], entropy_grad
+        )
+        empty = torch.zeros_like(batch.mask)
+        return empty.masked_scatter(chosen, logp), empty.masked_scatter(chosen, entropy)
+
+    def values(self, final: Tensor) -> Tensor:
+        """Expected return at every answer token, (B, A). The trunk is detached: values never bend the policy."""
+        trunk = functional.rms_norm(final.detach().float(), (final.shape[-1],))
+        return cast(Tensor, self.value_head(trunk).squeeze(-1))
+
+    # --- inside
+
+    def _remember(self, activations: dict[Answer, Tensor]) -> None:
+        self._memo.update(activations)
+        size = sum(tensor.nbytes for tensor in self._memo.values())
+        while size > _MEMO_BYTES:
+            size -= self._memo.popitem(last=False)[1].nbytes
+
+    @torch.no_grad()
+    def _check_split(self, base: Any) -> None:
+        """Models differ in what they do between the layers; a split that changes anything must not train."""
+        size = min(16, self._head.shape[0])
+        batch = Batch.of([(tuple(range(size // 2)), tuple(range(size // 2, size)))], self.device)
+        whole = ppo_math.log_prob(base(batch.tokens).logits.float()[:, size // 2 - 1 : -1], batch.answers)
+        split, _ = self.answer_logps(self.upper(self.lower(batch), batch, reference=False), batch)
+        if not torch.allclose(split, whole, atol=1e-3 if self._head.dtype == torch.float32 else 0.3):
+            raise SetupError(f"{type(base).__name__} does not work layer by layer as Llama does; it cannot be trained")
+
+
+class _TokenLogp(torch.autograd.Function):
+    """log softmax(h W^T)[id] and the entropy, without ever keeping the (N, V) logits.
+
+    W is frozen, so the gradient with respect to h is known in the forward pass and is all that has to be kept:
+
+        d logp / dh    = W[id] - p W                         (N, D)
+        d entropy / dh = -(p (log p + entropy)) W            (N, D)
+
+    That saves the second forward pass which checkpointing would need.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, head: Tensor, ids: Tensor, entropy_grad: bool) -> tuple[Tensor, Tensor]:
+        logp, entropy = torch.empty(len(h), device=h.device), torch.empty(len(h), device=h.device)
+        d_logp = torch.empty_like(h) if ctx.needs_input_grad[0] else None
+        d_entropy = torch.empty_like(h) if ctx.needs_input_grad[0] and entropy_grad else None
+        for start in range(0, len(h), _HEAD_CHUNK):
+            part = slice(start, start + _HEAD_CHUNK)
+            logits = (h[part] @ head.T).float()  # (C, V)
+            log_z = logits.logsumexp(-1)
+            logp[part] = logits.gather(1, ids[part, None]).squeeze(1) - log_z
+            p = torch.exp(logits - log_z[:, None])
+            entropy[part] = log_z - torch.linalg.vecdot(p, logits)
+            if d_logp is not None:
+                d_logp[part] = head[ids[part]] - p.to(head.dtype) @ head
+            if d_entropy is not None:
+                surprise = p * (logits - log_z[:, None] + entropy[part, None])
+                d_entropy[part] = -(surprise.to(head.dtype) @ head)
+        ctx.save_for_backward(d_logp, d_entropy)
+        if d_entropy is None:
+            ctx.mark_non_differentiable(entropy)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        d_logp, d_entropy = ctx.saved_tensors
+        gradient = gradients[0][:, None].to(d_logp.dtype) * d_logp
+        if d_entropy is not None:
+            gradient = gradient + gradients[1][:, None].to(d_entropy.dtype) * d_entropy
+        return gradient, None, None, None
+
+
+def _with_adapter(base: Any, lora: config.Lora, layers: range) -> Any:
+    try:
+        return peft.get_peft_model(
+            base,
+            peft.LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                target_modules=list(TARGETS),
+                layers_to_transform=list(layers),
+                layers_pattern="layers",
+                task_type=peft.TaskType.CAUSAL_LM,
+            ),
+        )
+    except ValueError as error:
+        raise SetupError(f"{type(base).__name__} has no layers named {', '.join(TARGETS)} to adapt: {error}") from error
+
+
+def _stack(decoder: Any, start: int, stop: int, norm: nn.Module) -> Any:
+    """A decoder of its own made of some of the layers; weights are shared, the original stays as it is."""
+    part = copy.copy(decoder)
+    part._modules = dict(decoder._modules)
+    part.layers = nn.ModuleList(decoder.layers[start:stop])
+    part.norm = norm
+    part.config = copy.copy(decoder.config)
+    part.config.num_hidden_layers = stop - start
+    if getattr(decoder.config, "layer_types", None):
+        part.config.layer_types = decoder.config.layer_types[start:stop]  # sliding window or full attention, by layer
+    return part
+
+
+def _fresh(adapter: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """A as PEFT draws it (Kaiming uniform, a = sqrt 5), B zero: the policy is the base."""
+    generator = torch.Generator().manual_seed(seed)
+    fresh = {}
+    for name, tensor in adapter.items():
+        bound = tensor.shape[1] ** -0.5 if ".lora_A." in name else 0.0
+        fresh[name] = (torch.rand(tensor.shape, generator=generator) * 2 - 1) * bound
+    return fresh
+
+
+def _check(version: str, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    if given.keys() != wanted.keys():
+        odd = sorted(given.keys() ^ wanted.keys())[0]
+        raise AdapterRefused("keys", f"{version}: {odd} is missing or does not belong there")
+    for name, tensor in given.items():
+        if tensor.shape != wanted[name].shape:
+            raise AdapterRefused(
+                "shape", f"{version}: {name} is {tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise AdapterRefused("not_finite", f"{version}: {name} is not finite")
+
+
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    for name, tensor in target.items():
+        tensor.copy_(source[name])
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[name].detach().float().cpu().contiguous() for name in sorted(tensors)}

@@ -1,0 +1,173 @@
+"""Whole iterations on a tiny random Llama."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from learner.policy import Policy, Sample
+from learner.ppo import Trainer
+from thumbwheel import config
+from thumbwheel.errors import TrainingDiverged
+
+LORA = config.Lora(rank=4, alpha=8, layers=0.5)
+SETTINGS = config.Ppo(learning_rate=1e-3, warmup_updates=2, epochs=2, minibatches=2, kl_budget=100)
+WANTED = 11
+
+
+@pytest.fixture
+def policy(tiny_model: Path) -> Policy:
+    return Policy(tiny_model, LORA, seed=1)
+
+
+def sampled(policy: Policy, count: int, seed: int = 0) -> list[Sample]:
+    """Answers of several lengths with the log-probabilities under the policy as it is; scored by share of WANTED."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = []
+    for index in range(count):
+        prompt = tuple(torch.randint(3, 40, (2 + index % 4,), generator=generator).tolist())
+        answer = tuple(torch.randint(8, 14, (1 + (3 * index) % 7,), generator=generator).tolist())
+        reward = answer.count(WANTED) / len(answer)
+        samples.append(Sample(prompt, answer, (0.0,) * len(answer), "base", reward))
+    return on_policy(policy, samples)
+
+
+def on_policy(policy: Policy, samples: list[Sample]) -> list[Sample]:
+    rollout = Trainer(policy, SETTINGS, seed=0)._look_back(samples, lambda share: None)
+    return [
+        dataclasses.replace(sample, behaviour_logp=tuple(rollout.old_logp[row, : len(sample.answer_ids)].tolist()))
+        for row, sample in enumerate(samples)
+    ]
+
+
+def test_an_iteration_reports_what_cleanrl_logs(policy: Policy) -> None:
+    samples = sampled(policy, 8)
+    shares: list[float] = []
+    stats = Trainer(policy, SETTINGS, seed=3).iterate(samples, shares.append)
+    assert {
+        "policy_loss", "value_loss", "entropy", "approx_kl", "old_approx_kl", "clipfrac", "explained_variance",
+        "learning_rate", "value_learning_rate", "grad_norm", "kl_per_sequence", "kl_per_sequence_last", "reward_mean",
+        "reward_std", "effective_sample_size", "answer_tokens_mean", "updates", "stopped_early",
+    } <= stats.keys()  # fmt: skip
+    assert all(math.isfinite(value) for value in stats.values())
+    assert stats["updates"] == 4
+    assert stats["effective_sample_size"] == pytest.approx(1, abs=1e-4)  # on-policy
+    assert stats["kl_per_sequence"] == pytest.approx(0, abs=1e-4)  # started at the base
+    assert stats["reward_mean"] == pytest.approx(sum(sample.reward for sample in samples) / 8, abs=1e-6)
+    assert stats["answer_tokens_mean"] == sum(len(sample.answer_ids) for sample in samples) / 8
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_it_learns_to_say_what_is_rewarded(policy: Policy) -> None:
+    """The likelihood of the rewarded token rises against the others'."""
+    prompt = (5, 6, 7)
+    samples = [Sample(prompt, (token,), (0.0,), "base", float(token == WANTED)) for token in range(8, 16)]
+    trainer = Trainer(policy, SETTINGS, seed=3)
+    before = on_policy(policy, samples)
+    for _ in range(6):
+        trainer.iterate(on_policy(policy, samples))
+    after = on_policy(policy, samples)
+    gain = [a.behaviour_logp[0] - b.behaviour_logp[0] for a, b in zip(after, before, strict=True)]
+    wanted = gain.pop(WANTED - 8)
+    assert wanted > max(gain) + 0.1
+
+
+def test_values_learn_to_explain_the_returns(policy: Policy) -> None:
+    samples = sampled(policy, 16)
+    trainer = Trainer(policy, SETTINGS.model_copy(update={"value_clip": 10.0, "learning_rate": 1e-9}), seed=3)
+    first = trainer.iterate(samples)["explained_variance"]
+    for _ in range(10):
+        last = trainer.iterate(samples)["explained_variance"]
+    assert first == pytest.approx(0, abs=1e-6)
+    assert last > 0.3
+
+
+def trained(model: Path, samples: list[Sample], settings: config.Ppo, folder: Path) -> tuple[dict[str, float], bytes]:
+    policy = Policy(model, LORA, seed=1)
+    stats = Trainer(policy, settings, seed=3).iterate(samples)
+    policy.save_adapter(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return stats, b"".join(path.read_bytes() for path in files)
+
+
+def test_the_same_samples_and_seed_give_the_same_bytes(policy: Policy, tiny_model: Path, tmp_path: Path) -> None:
+    samples = sampled(policy, 8)
+    first = trained(tiny_model, samples, SETTINGS, tmp_path / "a")
+    assert first == trained(tiny_model, samples, SETTINGS, tmp_path / "b")
+    assert first[1] != trained(tiny_model, sampled(policy, 8, seed=1), SETTINGS, tmp_path / "c")[1]
+
+
+def test_microbatches_change_nothing_but_rounding(policy: Policy, tiny_model: Path, tmp_path: Path) -> None:
+    samples = sampled(policy, 8)
+    whole, _ = trained(tiny_model, samples, SETTINGS, tmp_path / "a")
+    small = SETTINGS.model_copy(update={"tokens_per_microbatch": 1})  # every answer alone
+    split, _ = trained(tiny_model, samples, small, tmp_path / "b")
+    assert split == pytest.approx(whole, rel=1e-3, abs=1e-4)
+
+
+def test_the_rate_warms_up_over_the_cycle(policy: Policy) -> None:
+    samples = sampled(policy, 4)
+    trainer = Trainer(policy, SETTINGS.model_copy(update={"warmup_updates": 8, "epochs": 1}), seed=3)
+    rates = [trainer.iterate(samples)["learning_rate"] for _ in range(5)]
+    assert rates == pytest.approx([2e-3 / 8, 4e-3 / 8, 6e-3 / 8, 1e-3, 1e-3])
+
+
+def test_a_stale_policys_samples_are_weighted_down(policy: Policy) -> None:
+    samples = sampled(policy, 8)
+    stale = [
+        dataclasses.replace(sample, behaviour_logp=tuple(logp - 3 * (row % 2) for logp in sample.behaviour_logp))
+        for row, sample in enumerate(samples)
+    ]
+    stats = Trainer(policy, SETTINGS, seed=3).iterate(stale)
+    assert stats["effective_sample_size"] < 0.6
+    assert 1 < stats["importance_mean"] < SETTINGS.max_importance  # e^3, truncated at 2, on half of them
+
+
+def test_an_iteration_stops_when_the_kl_runs_away(policy: Policy) -> None:
+    samples = sampled(policy, 8)
+    wild = SETTINGS.model_copy(update={"learning_rate": 0.05, "epochs": 10, "kl_budget": 0.5, "warmup_updates": 0})
+    stats = Trainer(policy, wild, seed=3).iterate(samples)
+    assert stats["stopped_early"] == 1
+    assert stats["kl_per_sequence_last"] > 0.75
+    assert stats["iteration_updates"] < 20
+
+
+def test_kl_per_sequence_is_measured_on_the_samples(policy: Policy) -> None:
+    samples = sampled(policy, 8)
+    trainer = Trainer(policy, SETTINGS, seed=3)
+    assert trainer.kl_per_sequence(samples) == pytest.approx(0, abs=1e-5)
+    trainer.iterate(samples)
+    after = on_policy(policy, samples)
+    slow = sum(
+        sum(now) - sum(base)
+        for now, base in zip(
+            (sample.behaviour_logp for sample in after), (sample.behaviour_logp for sample in samples), strict=True
+        )
+    )
+    assert trainer.kl_per_sequence(samples) == pytest.approx(slow / 8, abs=1e-4)
+    assert abs(slow) > 0.01
+
+
+def test_what_is_not_finite_ends_with_a_clear_error(policy: Policy) -> None:
+    samples = sampled(policy, 4)
+    with pytest.raises(TrainingDiverged, match="not finite"):
+        Trainer(policy, SETTINGS, seed=3).iterate([dataclasses.replace(samples[0], reward=math.nan), *samples[1:]])
+    with torch.no_grad():
+        policy.value_head.bias.fill_(math.inf)
+    before = [parameter.clone() for parameter in policy.adapter_parameters()]
+    with pytest.raises(TrainingDiverged, match="learning_rate"):
+        Trainer(policy, SETTINGS, seed=3).iterate(samples)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.adapter_parameters(), strict=True))
+
+
+def test_samples_that_make_no_sense_are_refused(policy: Policy) -> None:
+    trainer = Trainer(policy, SETTINGS, seed=3)
+    with pytest.raises(ValueError, match="no samples"):
+        trainer.iterate([])
+    with pytest.raises(ValueError, match="2 log-probabilities for 1 tokens"):
+        trainer.iterate([Sample((1,), (2,), (0.0, 0.0), "base")])
