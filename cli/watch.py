@@ -44,18 +44,19 @@ class Learner:
 class Watch:
     """Follows one instance while `present`."""
 
-    def __init__(self, services: Services, instance: Instance, on_change: Callable[[], None]) -> None:
+    def __init__(self, services: Services, instance: Instance) -> None:
         self.live = ""
         """The live version, by the registry."""
         self.serving = ""
         """The version that the server answers with."""
         self.learner = Learner()
+        self.on_release: Callable[[], None] = lambda: None
+        """Called whenever another version has become live."""
         self.swaps = 0
         self.swap_seconds = 0.0
         """Over all swaps together."""
         self._services = services
         self._instance = instance
-        self._on_change = on_change
         self._seen = asyncio.Condition()
         self._counted: dict[str, float] = {}
         self._first_swaps: tuple[float, float] | None = None
@@ -90,9 +91,10 @@ class Watch:
         while True:
             try:
                 async for change in self._services.models.WatchVersions(models_pb2.WatchVersionsRequest()):
-                    if change.live != self.live:
-                        self.live = change.live
-                        await self._tell()
+                    if self.live and change.live != self.live:
+                        self.on_release()
+                    self.live = change.live
+                    await self._tell()
             except grpc.aio.AioRpcError:
                 pass  # Servers end old connections, and may be restarted; the first message says where things are.
             await asyncio.sleep(POLL_SECONDS)
@@ -135,6 +137,5 @@ class Watch:
         return int(value - before if value >= before else value)
 
     async def _tell(self) -> None:
-        self._on_change()
         async with self._seen:
             self._seen.notify_all()
