@@ -11,6 +11,7 @@ vllm is imported when an engine starts, not when this module is: the import take
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -50,7 +51,10 @@ async def start_engine(config: Config) -> VllmEngine:
     """
     if config.model.path == "embedded":
         raise SetupError("model.path is still 'embedded'; `thumbwheel serve` prepares that model and passes its folder")
-    llm = await _in_new_thread(lambda: _start(config))
+    # Apart from the launch: vLLM keeps an ImportError of one of its modules, which would keep these frames, and in them
+    # the engine, until the interpreter's end.
+    await asyncio.to_thread(_import_vllm, config.log.level == "debug")
+    llm = await _in_new_thread(lambda: _launch(config))
     engine = VllmEngine(llm, max_adapters=config.server.max_adapters)
     try:
         # The first request of a process costs seconds: kernels are chosen and memory is touched for the first time.
@@ -65,26 +69,25 @@ async def start_engine(config: Config) -> VllmEngine:
     return engine
 
 
-def _start(config: Config) -> Any:
-    """Imports vLLM and forks its engine process. Blocks for seconds."""
+def _import_vllm(verbose: bool) -> None:
+    """Takes seconds. The environment is set before: vLLM, torch and OpenMP read it when they are imported."""
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    _hush(everything=config.log.level != "debug")
-    with warnings.catch_warnings():
-        # Of vLLM's own use of torch; also in the engine process, which inherits the filter.
-        warnings.simplefilter("ignore", FutureWarning)
-        return _launch(config)
-
-
-def _hush(everything: bool) -> None:
-    """Left to their own, vLLM and torch write a page at every start. Errors stay, and come through our own log."""
+    # By default OpenMP's threads wait for each other by spinning; with a learner on the same cores they spin through
+    # each other's time slices, and answers come five times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Left to their own, vLLM and torch write a page at every start. Errors stay, and come through our own log.
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
-    logging.getLogger("vllm").setLevel(logging.ERROR if everything else logging.INFO)
-    if everything:
+    logging.getLogger("vllm").setLevel(logging.INFO if verbose else logging.ERROR)
+    if not verbose:
         logging.getLogger("torch._library").setLevel(logging.ERROR)
         os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own use of torch
+        import vllm.v1.engine.async_llm  # noqa: F401
 
 
 def _launch(config: Config) -> Any:
+    """Forks the engine process and waits until it has read the model."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -300,6 +303,7 @@ class VllmEngine:
         await asyncio.to_thread(self._llm.shutdown, 10.0)
         # vLLM shuts down once more when it is collected, which fails in the ruins of a finished interpreter.
         del self._llm
+        gc.collect()
 
 
 def _sampling_params(sampling: SamplingSpec, n: int) -> Any:

@@ -69,7 +69,7 @@ class RolloutService(rollout_pb2_grpc.RolloutServiceServicer):
     async def _run(self, request: rollout_pb2.RolloutRequest, sampling: SamplingSpec, emit: Emit) -> None:
         n = request.n or 1
         # Held for the whole call: the version stays loaded between samples.
-        async with self._versions.use(request.version) as weights:
+        async with self._versions.use(request.version, training=True) as weights:
             try:
                 async with asyncio.TaskGroup() as samples:
                     for index, prompt in enumerate(request.prompts):

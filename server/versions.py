@@ -1,0 +1,280 @@
+"""The versions that this server holds in its engine, and which of them answers.
+
+    registry says v8 is live ─► verify its files ─► load it beside v7 ─► move the pointer
+                                     │ refused                             new requests: v8
+                                     └─► roll the registry back            running ones: v7, to their end
+
+A version that somebody uses, the live one, the one before it (for an instant rollback) and the one that shall become
+live keep their places in the engine; of the others the one longest unused makes way for the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from server import adapters, metrics
+from server.adapters import BaseShape
+from server.engine import Engine, Weights
+from thumbwheel.artifacts import verify_version
+from thumbwheel.config import Config
+from thumbwheel.errors import (
+    AdapterRefused,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    NotReady,
+    Overloaded,
+    StoreUnavailable,
+)
+from thumbwheel.registry import BASE, Registry
+from thumbwheel_client.v1.record_pb2 import (
+    VERSION_STATE_REJECTED,
+    VERSION_STATE_TRAINING,
+    VersionRecord,
+    VersionState,
+)
+
+log = logging.getLogger("thumbwheel.versions")
+
+RETRY_SECONDS = 0.5
+"""Between tries of a swap that the store or the lack of a place holds up."""
+
+
+@dataclass
+class Place:
+    """A place in the engine. `loaded` ends when the weights can be used, or with the reason why they cannot."""
+
+    weights: Weights
+    state: VersionState.ValueType
+    loaded: asyncio.Task[None] | None
+    users: int = 0
+    used: float = field(default_factory=time.monotonic)
+
+
+class Versions:
+    """Call `start` before anything else, and keep `follow` running."""
+
+    def __init__(self, engine: Engine, registry: Registry, config: Config) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._limits = config.server
+        self._root = config.artifact_root
+        self._model = Path(config.model.path)
+        self._base: BaseShape | None = None
+        self._places = {BASE: Place(Weights(BASE, 0, None), VersionState.VERSION_STATE_LIVE, None)}
+        self._live = BASE
+        self._previous = BASE
+        self._target = BASE
+        self._moved = asyncio.Condition()
+
+    @property
+    def live(self) -> str:
+        """Name of the version that answers on this server."""
+        return self._live
+
+    async def start(self) -> None:
+        """Makes the registry's live version answer, or the one before it if this one is refused.
+
+        Raises:
+            StoreUnavailable: the registry cannot be asked.
+            NotFound: `model.path` holds no checkpoint in safetensors.
+        """
+        # Now, though only adapters need it: reading the base takes seconds, and the first swap should not.
+        self._base = await asyncio.to_thread(BaseShape.read, self._model)
+        while True:
+            self._target = (await self._registry.live()).name
+            if await self._move():
+                metrics.show_live(self._live)
+                return
+
+    async def follow(self) -> None:
+        """Follows the registry's live version until cancelled.
+
+        Raises:
+            EngineDead: no version can be loaded any more.
+        """
+        async with aclosing(self._registry.changes()) as changes:
+            news = asyncio.ensure_future(anext(changes))
+            move: asyncio.Task[bool] | None = None
+            try:
+                while True:
+                    waiting: list[asyncio.Future[Any]] = [news] if move is None else [news, move]
+                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    if move is not None and move.done():
+                        move.result()
+                        move = None
+                    if news.done():
+                        record, live = news.result()
+                        news = asyncio.ensure_future(anext(changes))
+                        self._note(record)
+                        if live != self._target:
+                            # A newer target does not wait for an older one: rolling back must not last as long as
+                            # the load that it makes needless.
+                            await _cancel(move)
+                            self._target = live
+                            move = asyncio.create_task(self._move())
+            finally:
+                await _cancel(move)
+                await _cancel(news)
+
+    async def wait_live(self, name: str, timeout: float) -> None:
+        """Returns once `name` answers on this server.
+
+        Raises:
+            TimeoutError: it did not within `timeout` seconds.
+        """
+        async with asyncio.timeout(timeout), self._moved:
+            await self._moved.wait_for(lambda: self._live == name)
+
+    @asynccontextmanager
+    async def use(self, name: str | None = None, *, training: bool = False) -> AsyncIterator[Weights]:
+        """Holds a version in the engine for as long as the context lasts; loads it first where needed.
+
+        Args:
+            name: None means the live one, which never waits.
+            training: also versions of a cycle under way, which people never see.
+
+        Raises:
+            NotFound: no such version.
+            InvalidInput: it was rejected, or is still training.
+            AdapterRefused: its files must not reach the engine.
+            Overloaded: every place is in use.
+        """
+        place = self._places[self._live] if name is None else await self._find(name, training)
+        place.users += 1
+        try:
+            if place.loaded is not None:
+                # Shielded: others wait for the same load, and one caller who leaves must not end it.
+                await asyncio.shield(place.loaded)
+            yield place.weights
+        finally:
+            place.users -= 1
+            place.used = time.monotonic()
+
+    async def _move(self) -> bool:
+        """Loads `_target` and moves the pointer to it; or, where it is refused, takes it back and returns false."""
+        name, started = self._target, time.monotonic()
+        while True:
+            try:
+                async with self.use(name, training=True):
+                    if name != self._live:
+                        await self._point(name)
+                        metrics.SWAPS.labels("moved").inc()
+                        metrics.SWAP_SECONDS.observe(time.monotonic() - started)
+                return True
+            except (AdapterRefused, InvalidInput, NotFound) as error:
+                metrics.SWAPS.labels("refused").inc()
+                await self._take_back(name, str(error))
+                self._target = self._live
+                return False
+            except (StoreUnavailable, Overloaded) as error:
+                log.warning("swap_waits", extra={"version": name, "error": str(error)})
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _point(self, name: str) -> None:
+        self._previous, self._live = self._live, name
+        metrics.show_live(name)
+        log.info("swapped", extra={"version": name, "previous": self._previous})
+        async with self._moved:
+            self._moved.notify_all()
+
+    async def _take_back(self, name: str, reason: str) -> None:
+        """Rolls the registry back from a version that this server must not load."""
+        log.error("version_refused", extra={"version": name, "reason": reason})
+        while True:
+            try:
+                await self._registry.roll_back(f"a server refused it: {reason}", expected_live=name)
+                return
+            except (Conflict, NotReady):
+                return  # somebody else did
+            except StoreUnavailable:
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _note(self, record: VersionRecord) -> None:
+        """A rejected version is not for use any more, even where it is loaded; a released one is for all."""
+        place = self._places.get(record.name)
+        if place is not None:
+            place.state = record.state
+
+    async def _find(self, name: str, training: bool) -> Place:
+        """The version's place, new if it had none. The registry is asked only then, so pins outlive the store."""
+        place = self._places.get(name)
+        if place is not None and _fault(place.state, training) is None:
+            return place
+        record = await self._registry.get(name)
+        if fault := _fault(record.state, training):
+            raise InvalidInput("version", f"{name} {fault}")
+        place = self._places.get(name)  # again: somebody may have been faster
+        if place is None:
+            place = Place(Weights(name, record.adapter_id, self._root / record.path), record.state, None)
+            self._places[name] = place
+            place.loaded = asyncio.create_task(self._load(record, place), name=f"load-{name}")
+            # Whoever waited for it may be gone when it fails.
+            place.loaded.add_done_callback(lambda task: task.cancelled() or task.exception())
+        place.state = record.state
+        return place
+
+    async def _load(self, record: VersionRecord, place: Place) -> None:
+        try:
+            await asyncio.to_thread(self._verify, record)
+            await self._make_room(place)
+            await self._engine.load(place.weights)
+        except BaseException as error:
+            del self._places[record.name]
+            if isinstance(error, AdapterRefused):
+                metrics.REFUSED_ADAPTERS.labels(error.reason).inc()
+            raise
+        log.info("loaded", extra={"version": record.name, "adapter_id": record.adapter_id})
+
+    def _verify(self, record: VersionRecord) -> None:
+        """Reads every byte of the version; in a thread, so that streams go on."""
+        assert self._base is not None, "start comes first"
+        manifest = verify_version(self._root, record)
+        adapters.verify(self._root / record.path, manifest, self._base, self._limits)
+
+    async def _make_room(self, coming: Place) -> None:
+        """Unloads versions longest unused, until the engine's places are enough for all that hold one.
+
+        Raises:
+            Overloaded: all others are in use.
+        """
+        while len(self._places) - 1 > self._limits.max_adapters:  # the base needs no place
+            kept = {BASE, self._live, self._previous, self._target}
+            idle = [
+                place
+                for name, place in self._places.items()
+                if name not in kept and place is not coming and place.users == 0 and _is_loaded(place)
+            ]
+            if not idle:
+                raise Overloaded(f"all {self._limits.max_adapters} places for versions are in use", RETRY_SECONDS)
+            leaving = min(idle, key=lambda place: (place.state != VERSION_STATE_REJECTED, place.used))
+            # Out of the books first: from here on nobody can begin to use it.
+            del self._places[leaving.weights.name]
+            await self._engine.unload(leaving.weights.adapter_id)
+            log.info("unloaded", extra={"version": leaving.weights.name})
+
+
+def _fault(state: VersionState.ValueType, training: bool) -> str | None:
+    """Why a version in this state must not be used."""
+    if state == VERSION_STATE_REJECTED:
+        return "was rejected and answers nobody"
+    if state == VERSION_STATE_TRAINING and not training:
+        return "is still training and answers nobody"
+    return None
+
+
+def _is_loaded(place: Place) -> bool:
+    return place.loaded is not None and place.loaded.done()
+
+
+async def _cancel(task: asyncio.Future[Any] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
