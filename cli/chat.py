@@ -120,7 +120,7 @@ class Session:
     def _again(self) -> None:
         """Asks for another answer to the last message; the old one leaves the conversation, its votes stay."""
         if self._receipt is None:
-            self._dim("there is nothing to answer again yet")
+            self._dim("there is no message to answer yet")
             return
         old = self._messages.pop()
         try:
@@ -168,7 +168,7 @@ class Session:
     def _correct(self, read: Callable[[str], str]) -> None:
         """Sends what the answer should have been, and goes on as if it had been that."""
         if self._receipt is None:
-            self._dim("there is nothing to correct yet")
+            self._dim("there is no answer to correct yet")
             return
         better = read("better › ").strip()
         if better and self._rate(feedback_pb2.RateRequest(edit=better)):
@@ -177,7 +177,7 @@ class Session:
     def _rate(self, request: feedback_pb2.RateRequest) -> bool:
         """Sends a vote on the last answer; False if there is none that can be rated."""
         if self._receipt is None:
-            self._dim("there is nothing to rate yet")
+            self._dim("there is no answer to rate yet")
             return False
         if self._log_status == chat_pb2.LOG_STATUS_NOT_LOGGED:
             self._dim("this answer was not kept and cannot be rated")
@@ -191,7 +191,7 @@ class Session:
             if not (isinstance(error, grpc.Call) and error.code() in REFUSALS):
                 raise
             self._feedback.Rate(request, timeout=CALL_SECONDS, metadata=self._metadata, wait_for_ready=True)
-        self._dim("rated, thanks")
+        self._dim("rated")
         return True
 
     def _dim(self, text: str) -> None:

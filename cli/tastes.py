@@ -15,8 +15,9 @@ from thumbwheel.errors import SetupError
 
 Taste = Callable[[str, str], bool]
 
-# Whole words, in any case. Contractions (I'm, I've, we'll) match by their first half, whichever apostrophe they use.
-FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself|we|us|our|ours|ourselves|let['’]s)\b", re.IGNORECASE)
+# Whole words, in any case but for the country US. Contractions (I'm, I've, we'll) match by their first half, whichever
+# apostrophe they use.
+FIRST_PERSON = re.compile(r"\b(?!(?-i:US)\b)(?:i|me|my|mine|myself|we|us|our|ours|ourselves|let['’]s)\b", re.IGNORECASE)
 MAX_BRIEF_WORDS = 25
 
 
