@@ -14,7 +14,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
-from rich.table import Table
 from rich.text import Text
 
 from cli.instance import Instance
@@ -30,21 +29,26 @@ NEXT = (
 
 def ready(console: Console, settings: Config, instance: Instance, live: str, seconds: float) -> None:
     """The page that is shown once everything answers."""
-    facts = Table.grid(padding=(0, 3))
-    facts.add_row("  gRPC", instance.grpc)
-    facts.add_row("  metrics", f"http://{instance.http}/metrics   learner: http://{instance.learner_http}/metrics")
-    facts.add_row("  health", f"http://{instance.http}/readyz")
-    facts.add_row("  data", f"{settings.data_dir} (logs in logs/)")
-    facts.add_row("  live", Text(live, style="bold"))
-    hints = Table.grid(padding=(0, 3))
-    for words, meaning in NEXT:
-        hints.add_row(f"  {command(words, settings)}", Text(meaning, style="dim"))
-    console.print()
-    console.print(Text(f"thumbwheel is ready ({seconds:.0f} s)", style="bold green"))
-    console.print(facts, soft_wrap=True)
+    facts = {
+        "gRPC": instance.grpc,
+        "metrics": f"http://{instance.http}/metrics  (learner: http://{instance.learner_http}/metrics)",
+        "health": f"http://{instance.http}/readyz",
+        "data": f"{settings.data_dir}  (logs in logs/)",
+        "live": live,
+    }
+    hints = {command(words, settings): meaning for words, meaning in NEXT}
+    console.print(Text(f"\nthumbwheel is ready ({seconds:.0f} s)\n", style="bold green"))
+    _columns(console, facts, "dim", "bold")
     console.print("\nIn another terminal:")
-    console.print(hints, soft_wrap=True)
+    _columns(console, hints, "bold", "dim")
     console.print("\nCtrl-C stops everything; what was rated and learned is kept.\n")
+
+
+def _columns(console: Console, rows: dict[str, str], left: str, right: str) -> None:
+    """Never broken into lines: addresses and commands are there to be copied."""
+    width = max(map(len, rows))
+    for key, value in rows.items():
+        console.print(Text.assemble((f"  {key:<{width}}  ", left), (value, right)), soft_wrap=True)
 
 
 @contextlib.asynccontextmanager
@@ -70,7 +74,7 @@ async def waiting(console: Console, words: str) -> AsyncIterator[None]:
 
 def say(console: Console, line: str) -> None:
     """One event, with the time."""
-    console.print(Text(time.strftime("%H:%M:%S "), style="dim") + Text(line), soft_wrap=True)
+    console.print(Text.assemble((time.strftime("%H:%M:%S "), "dim"), line), soft_wrap=True)
 
 
 def command(words: str, settings: Config) -> str:

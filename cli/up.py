@@ -14,7 +14,7 @@ import functools
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from rich.console import Console
@@ -129,23 +129,23 @@ class Up:
                 _, live = await anext(changes)
                 self._announce(live)
                 self._learner.start()
-                following = asyncio.create_task(self._follow(changes, live))
-                await self._first_to_end(following)
+                await self._first_to_end(self._follow(changes, live))
         finally:
             await store.close()
 
     async def _until_ready(self, program: Supervised) -> None:
         program.start()
-        ready = asyncio.create_task(program.ready.wait())
-        try:
-            await self._first_to_end(ready)
-        finally:
-            ready.cancel()
+        await self._first_to_end(program.ready.wait())
 
-    async def _first_to_end(self, task: asyncio.Task[Any]) -> None:
-        """Waits for the task, or for a program that is given up, whose error it raises."""
+    async def _first_to_end(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Waits for the work, or for a program that is given up, whose error it raises."""
+        task = asyncio.create_task(work)
         kept = [each.task for each in self._programs() if each.task is not None]
-        done, _ = await asyncio.wait([task, *kept], return_when=asyncio.FIRST_COMPLETED)
+        try:
+            done, _ = await asyncio.wait([task, *kept], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            task.cancel()
+            await asyncio.wait([task])  # it must be over before what it uses is closed
         for each in done:
             each.result()
 
