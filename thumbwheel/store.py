@@ -89,7 +89,10 @@ class Store:
         except StoreUnavailable as error:
             await store.close()
             raise SetupError(f"Redis does not answer: {error.__cause__}") from error
-        except (SetupError, exceptions.RedisError):
+        except exceptions.ResponseError as error:
+            await store.close()
+            raise SetupError(f"Redis refuses what thumbwheel needs: {error}") from error
+        except SetupError:
             await store.close()
             raise
         return store
@@ -109,7 +112,8 @@ class Store:
                 fsync = "unknown"
         known = await self.call("COMMAND", "INFO", "WAITAOF")
         evicts = info.get("maxmemory", "0") != "0" and info.get("maxmemory_policy") != "noeviction"
-        self._wait_aof = persistent and fsync != "always" and bool(known and known[0])
+        # "always" needs no wait, and with "no" the wait would never end.
+        self._wait_aof = persistent and fsync in ("everysec", "unknown") and bool(known and known[0])
         return Durability(fsync, persistent, evicts, self._wait_aof)
 
     async def call(self, *command: Value) -> Any:
@@ -186,6 +190,9 @@ class Store:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task is not None
+        cancellations = task.cancelling()
         try:
             yield
         except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
@@ -196,12 +203,17 @@ class Store:
                 raise
             self.failures += 1
             raise StoreUnavailable("the store refuses writes; try again") from error
+        finally:
+            # The client sends through asyncio.wait_for, which on Python 3.11 loses a cancellation that arrives just as
+            # it finishes. A loop around this call would then never end.
+            if task.cancelling() > cancellations:
+                raise asyncio.CancelledError
 
 
 def _refused(error: exceptions.ResponseError) -> bool:
     """True if Redis is full, read-only, busy or without a quorum; false if the command is wrong."""
     kinds = (exceptions.OutOfMemoryError, exceptions.ReadOnlyError, exceptions.ClusterError)
-    return isinstance(error, kinds) or str(error).startswith(_REFUSALS)
+    return isinstance(error, kinds) or str(error).partition(" ")[0] in _REFUSALS
 
 
 @functools.cache

@@ -129,6 +129,8 @@ class TurnLog:
 
     async def recent(self, limit: int, version: str | None = None) -> AsyncGenerator[Turn, None]:
         """Up to `limit` turns, newest first, rated or not; only those with an answer of `version`, if given."""
+        if limit <= 0:
+            return
         keys = self._store.keys
         indexes = [keys.answers(version)] if version is not None else [keys.turns, keys.rated]
         names: list[str] = []

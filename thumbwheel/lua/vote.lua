@@ -30,7 +30,8 @@ local retracted = ARGV[6] == '1'
 if retracted and redis.call('HEXISTS', KEYS[3], ARGV[5]) == 0 then
   return {'NO_VOTE'}
 end
-
+-- Nothing is written above this line and nothing is refused below it.
+local time = redis.call('ZSCORE', KEYS[5], ARGV[1]) or redis.call('ZSCORE', KEYS[6], ARGV[1]) or '0'
 local id = redis.call('XADD', KEYS[4], '*', 'v', ARGV[4])
 if retracted then
   redis.call('HDEL', KEYS[3], ARGV[5])
@@ -38,7 +39,6 @@ else
   redis.call('HSET', KEYS[3], ARGV[5], id .. ' ' .. ARGV[4])
 end
 redis.call('HSET', KEYS[2], 'last', id)
-local time = redis.call('ZSCORE', KEYS[5], ARGV[1]) or redis.call('ZSCORE', KEYS[6], ARGV[1])
 if redis.call('EXISTS', KEYS[3]) == 1 then
   redis.call('ZREM', KEYS[5], ARGV[1])
   redis.call('ZADD', KEYS[6], time, ARGV[1])

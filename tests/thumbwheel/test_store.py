@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.exceptions import ResponseError
+
+from thumbwheel import config
+from thumbwheel.errors import SetupError, StoreUnavailable
+from thumbwheel.feedback_log import FeedbackLog
+from thumbwheel.store import ANSWER_SECONDS, Durability, Store
+from thumbwheel.turn_log import TurnLog
+
+
+async def test_a_store_that_is_not_there_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="does not answer"):
+        await Store.open(f"unix://{tmp_path}/nobody.sock", "test")
+
+
+@pytest.mark.parametrize("url", ["http://localhost", "redis://localhost:port"])
+async def test_a_url_that_is_none(url: str) -> None:
+    with pytest.raises(SetupError, match="not valid"):
+        await Store.open(url, "test")
+
+
+async def test_an_old_server_is_refused() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while words := await reader.readline():
+            if words.strip().upper() in {b"CLIENT", b"GET", b"INFO"}:
+                kind = words.strip().upper()
+                info = b"# Server\r\nredis_version:6.2.14\r\n"
+                reply = {b"CLIENT": b"+OK\r\n", b"GET": b"$-1\r\n", b"INFO": b"$%d\r\n%s\r\n" % (len(info), info)}
+                writer.write(reply[kind])
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        with pytest.raises(SetupError, match=r"6\.2\.14 is too old"):
+            await Store.open(f"redis://127.0.0.1:{port}", "test")
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def test_a_durable_server(store: Store) -> None:
+    assert await store.durability() == Durability("always", persistent=True, evicts=False, wait_aof=False)
+    assert (await store.durability()).durable
+
+
+@pytest.mark.parametrize(
+    ("fsync", "expected", "durable"),
+    [
+        ("everysec", Durability("everysec", True, False, True), True),
+        ("no", Durability("no", True, False, False), False),
+        ("off", Durability("off", False, False, False), False),
+    ],
+)
+async def test_weaker_servers_say_so(
+    weak: Callable[[str], Any], fsync: str, expected: Durability, durable: bool
+) -> None:
+    _, store = await weak(fsync)
+    assert await store.durability() == expected
+    assert expected.durable is durable
+
+
+async def test_a_store_that_evicts_is_not_durable(own_redis: Any, own_store: Store) -> None:
+    own_redis.command("CONFIG", "SET", "maxmemory", "100mb", "maxmemory-policy", "allkeys-lru")
+    found = await own_store.durability()
+    assert found.evicts
+    assert not found.durable
+
+
+async def test_votes_wait_for_the_disk_of_a_server_that_syncs_every_second(
+    weak: Callable[[str], Any], make: Any
+) -> None:
+    server, store = await weak("everysec")
+    await make.vote(TurnLog(store, config.TurnLog()), FeedbackLog(store, config.Feedback()), 1)
+    assert server.command("INFO", "commandstats")["cmdstat_waitaof"]["calls"] > 0
+
+
+async def test_a_vote_that_does_not_reach_the_disk_is_no_vote_yet(weak: Callable[[str], Any], make: Any) -> None:
+    server, store = await weak("everysec")
+    turns, feedback = TurnLog(store, config.TurnLog()), FeedbackLog(store, config.Feedback())
+    await make.log(turns, "t1")
+    server.command("CONFIG", "SET", "appendfsync", "no")  # the disk never says that it is done
+    vote = make.thumb("t1")
+    with pytest.raises(StoreUnavailable, match="disk"):
+        await feedback.append(vote, "key")
+    with pytest.raises(StoreUnavailable, match="disk"):  # nor does trying again make it so
+        await feedback.append(vote, "key")
+    server.command("CONFIG", "SET", "appendfsync", "everysec")
+    assert await feedback.append(vote, "key")
+    assert await store.call("XLEN", store.keys.votes) == 1
+
+
+async def test_a_wrong_command_is_not_an_absent_store(store: Store) -> None:
+    with pytest.raises(ResponseError):
+        await store.call("NO_SUCH_COMMAND")
+    assert store.failures == 0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [("maxmemory", "1"), ("min-replicas-to-write", "1")],
+    ids=["full", "too few replicas"],
+)
+async def test_refused_writes_are_an_unavailable_store(
+    own_redis: Any, own_store: Store, setting: tuple[str, str]
+) -> None:
+    own_redis.command("CONFIG", "SET", *setting)
+    with pytest.raises(StoreUnavailable) as caught:
+        await own_store.call("SET", own_store.keys.live, "x")
+    assert caught.value.retry_after > 0
+    assert own_store.failures == 1
+    assert await own_store.call("GET", own_store.keys.live) is None
+
+
+async def test_a_read_only_replica_is_an_unavailable_store(own_redis: Any, own_store: Store) -> None:
+    own_redis.command("REPLICAOF", "127.0.0.1", "1")
+    with pytest.raises(StoreUnavailable):
+        await own_store.call("SET", own_store.keys.live, "x")
+
+
+async def test_a_server_that_hangs_costs_no_more_than_the_limit(own_redis: Any, own_store: Store) -> None:
+    own_redis.freeze()
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        await own_store.call("GET", own_store.keys.live)
+    assert time.monotonic() - started < 2 * ANSWER_SECONDS
+    own_redis.thaw()
+    assert await own_store.call("GET", own_store.keys.live) is None
+
+
+async def test_a_restart_costs_no_call(own_redis: Any, own_store: Store) -> None:
+    """Connections of before the restart and forgotten scripts are mended on the way."""
+    await own_store.script("release_lease", [own_store.keys.lease], ["x"])
+    own_redis.kill()
+    own_redis.start()
+    assert await own_store.script("release_lease", [own_store.keys.lease], ["x"]) == 0
+    assert own_store.failures == 0
+
+
+async def test_a_patient_connection_outlasts_the_limit(store: Store) -> None:
+    async with store.patient(ANSWER_SECONDS + 0.5) as patient:
+        millis = int(1000 * (ANSWER_SECONDS + 0.2))
+        assert await patient.call("XREAD", "BLOCK", millis, "STREAMS", store.keys.changes, "$") is None
+
+
+async def test_a_cancelled_call_is_cancelled(store: Store) -> None:
+    """Whatever moment it hits: a loop around the store must end when it is told to."""
+
+    async def loop() -> None:
+        while True:
+            await store.call("GET", store.keys.live)
+            await store.batch([("GET", store.keys.live), ("GET", store.keys.lease)])
+
+    for steps in range(400):
+        task = asyncio.create_task(loop())
+        for _ in range(steps % 40):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=5)
+        assert done, f"still running after being cancelled at step {steps % 40}"
+        assert task.cancelled()
+
+
+async def test_cancelled_calls_leak_no_connection(store: Store) -> None:
+    async def read() -> None:
+        await store.call("GET", store.keys.live)
+
+    for round_ in range(20):
+        tasks = [asyncio.create_task(read()) for _ in range(150)]
+        for _ in range(round_ * 4):
+            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*(read() for _ in range(150)))
+    assert store.failures == 0
+    assert store._client.connection_pool.can_get_connection()
+    assert not store._client.connection_pool._in_use_connections
