@@ -193,6 +193,7 @@ class Registry:
         while True:
             try:
                 async with self._store.patient(BLOCK_SECONDS) as store:
+                    await self._read(BASE)  # in an empty store this adds it, which is no change to tell of
                     newest = await store.call("XREVRANGE", store.keys.changes, "+", "-", "COUNT", 1)
                     last = newest[0][0] if newest else b"0"
                     # Only now, so that no change falls between the two.
