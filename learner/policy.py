@@ -9,12 +9,12 @@ per answer and serve every pass of PPO, the reference, and the reward model's fe
                                                 └──► mean over answer tokens ──► the reward model's features
 
 Shapes: B answers, T tokens of prompt and answer, A answer tokens, D hidden size, V vocabulary. Rows are padded on the
-right and attention is causal, so no token ever sees padding: no attention mask is needed anywhere.
+right and attention is causal, so no token ever sees padding: no attention mask is needed anywhere. What all prompts
+of a batch begin with (a system prompt, the template) passes through the layers once, not once per answer.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from learner import ppo_math
+from learner.layers import TokenLogp, run, stack
 from thumbwheel import config
 from thumbwheel.errors import AdapterRefused, SetupError
 
@@ -39,7 +40,6 @@ TARGETS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v
 """The linear layers that carry LoRA."""
 VALUE_HEAD = Path("training") / "value_head.safetensors"
 
-_HEAD_CHUNK = 256  # answer tokens whose logits exist at once: 256 x 49152 x 4 bytes = 50 MB
 _MEMO_BYTES = 512 << 20  # activations below the adapter that are kept
 
 Answer: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # prompt and answer token ids
@@ -74,6 +74,7 @@ class Batch:
     answers: Tensor  # (B, A) the answer's tokens; 0 on padding
     predictors: Tensor  # (B, A) column in `tokens` whose hidden state predicts answers[b, a]; 0 on padding
     mask: Tensor  # (B, A) 1.0 on answer tokens
+    shared: int  # leading columns of `tokens` that are alike in all rows and predict no answer token
 
     @classmethod
     def of(cls, pairs: Sequence[Answer], device: torch.device) -> Batch:
@@ -95,7 +96,7 @@ class Batch:
             answers[row, : len(answer)] = torch.tensor(answer)
             predictors[row, : len(answer)] = torch.arange(len(answer)) + len(prompt) - 1
             mask[row, : len(answer)] = 1
-        return cls(tokens.to(device), answers.to(device), predictors.to(device), mask.to(device))
+        return cls(tokens.to(device), answers.to(device), predictors.to(device), mask.to(device), _shared(pairs))
 
 
 def microbatches(pairs: Sequence[Answer], order: Sequence[int], tokens: int) -> Iterator[list[int]]:
@@ -140,8 +141,8 @@ class Policy:
             torch.manual_seed(seed)
             self._model = _with_adapter(base, lora, range(self.boundary, layers)).to(self.device).eval()
         decoder = base.model
-        self._lower = _stack(decoder, 0, self.boundary, nn.Identity())
-        self._upper = _stack(decoder, self.boundary, layers, decoder.norm)
+        self._lower = stack(decoder, 0, self.boundary, nn.Identity())
+        self._upper = stack(decoder, self.boundary, layers, decoder.norm)
         self._head: Tensor = base.get_output_embeddings().weight.detach()  # (V, D)
         self.value_head = nn.Linear(base.config.hidden_size, 1).to(self.device)
         nn.init.zeros_(self.value_head.weight)
@@ -232,7 +233,7 @@ class Policy:
     @torch.no_grad()
     def lower(self, batch: Batch) -> Tensor:
         """Activations below the first LoRA layer, (B, T, D)."""
-        return cast(Tensor, self._lower(input_ids=batch.tokens, use_cache=False).last_hidden_state)
+        return run(self._lower, "input_ids", batch.tokens, batch.shared, first_layer=0)
 
     def upper(self, hidden: Tensor, batch: Batch, *, reference: bool) -> Tensor:
         """Final, normed hidden states that predict each answer token, (B, A, D).
@@ -244,11 +245,11 @@ class Policy:
         """
         if reference:
             with torch.no_grad(), self._model.disable_adapter():
-                final = self._upper(inputs_embeds=hidden, use_cache=False).last_hidden_state
+                final = run(self._upper, "inputs_embeds", hidden, batch.shared, first_layer=self.boundary)
         else:
-            final = self._upper(inputs_embeds=hidden, use_cache=False).last_hidden_state
+            final = run(self._upper, "inputs_embeds", hidden, batch.shared, first_layer=self.boundary)
         index = batch.predictors[..., None].expand(-1, -1, final.shape[-1])
-        return cast(Tensor, final.gather(1, index))  # (B, A, D)
+        return final.gather(1, index)  # (B, A, D)
 
     def answer_logps(self, final: Tensor, batch: Batch, *, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
         """Log-probability of every answer token and entropy of its distribution, nats, (B, A) each; 0 on padding.
@@ -256,7 +257,7 @@ class Policy:
         Temperature 1. The entropy carries a gradient only if `entropy_grad`: that costs one more product with the head.
         """
         chosen = batch.mask.bool()
-        logp, entropy = _TokenLogp.apply(  # type: ignore[no-untyped-call]
+        logp, entropy = TokenLogp.apply(  # type: ignore[no-untyped-call]
             final[chosen], self._head, batch.answers[chosen], entropy_grad
         )
         empty = torch.zeros_like(batch.mask)
@@ -286,46 +287,11 @@ class Policy:
             raise SetupError(f"{type(base).__name__} does not work layer by layer as Llama does; it cannot be trained")
 
 
-class _TokenLogp(torch.autograd.Function):
-    """log softmax(h W^T)[id] and the entropy, without ever keeping the (N, V) logits.
-
-    W is frozen, so the gradient with respect to h is known in the forward pass and is all that has to be kept:
-
-        d logp / dh    = W[id] - p W                         (N, D)
-        d entropy / dh = -(p (log p + entropy)) W            (N, D)
-
-    That saves the second forward pass which checkpointing would need.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, head: Tensor, ids: Tensor, entropy_grad: bool) -> tuple[Tensor, Tensor]:
-        logp, entropy = torch.empty(len(h), device=h.device), torch.empty(len(h), device=h.device)
-        d_logp = torch.empty_like(h) if ctx.needs_input_grad[0] else None
-        d_entropy = torch.empty_like(h) if ctx.needs_input_grad[0] and entropy_grad else None
-        for start in range(0, len(h), _HEAD_CHUNK):
-            part = slice(start, start + _HEAD_CHUNK)
-            logits = (h[part] @ head.T).float()  # (C, V)
-            log_z = logits.logsumexp(-1)
-            logp[part] = logits.gather(1, ids[part, None]).squeeze(1) - log_z
-            p = torch.exp(logits - log_z[:, None])
-            entropy[part] = log_z - torch.linalg.vecdot(p, logits)
-            if d_logp is not None:
-                d_logp[part] = head[ids[part]] - p.to(head.dtype) @ head
-            if d_entropy is not None:
-                surprise = p * (logits - log_z[:, None] + entropy[part, None])
-                d_entropy[part] = -(surprise.to(head.dtype) @ head)
-        ctx.save_for_backward(d_logp, d_entropy)
-        if d_entropy is None:
-            ctx.mark_non_differentiable(entropy)
-        return logp, entropy
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        d_logp, d_entropy = ctx.saved_tensors
-        gradient = gradients[0][:, None].to(d_logp.dtype) * d_logp
-        if d_entropy is not None:
-            gradient = gradient + gradients[1][:, None].to(d_entropy.dtype) * d_entropy
-        return gradient, None, None, None
+def _shared(pairs: Sequence[Answer]) -> int:
+    """Length of the longest common beginning of the prompts, short of the last token of each."""
+    prompts = [prompt[:-1] for prompt, _ in pairs]
+    low, high = min(prompts), max(prompts)  # in lexical order everything between them begins as both do
+    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
 
 def _with_adapter(base: Any, lora: config.Lora, layers: range) -> Any:
@@ -343,19 +309,6 @@ def _with_adapter(base: Any, lora: config.Lora, layers: range) -> Any:
         )
     except ValueError as error:
         raise SetupError(f"{type(base).__name__} has no layers named {', '.join(TARGETS)} to adapt: {error}") from error
-
-
-def _stack(decoder: Any, start: int, stop: int, norm: nn.Module) -> Any:
-    """A decoder of its own made of some of the layers; weights are shared, the original stays as it is."""
-    part = copy.copy(decoder)
-    part._modules = dict(decoder._modules)
-    part.layers = nn.ModuleList(decoder.layers[start:stop])
-    part.norm = norm
-    part.config = copy.copy(decoder.config)
-    part.config.num_hidden_layers = stop - start
-    if getattr(decoder.config, "layer_types", None):
-        part.config.layer_types = decoder.config.layer_types[start:stop]  # sliding window or full attention, by layer
-    return part
 
 
 def _fresh(adapter: dict[str, Tensor], seed: int) -> dict[str, Tensor]:

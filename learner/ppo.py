@@ -30,10 +30,11 @@ from thumbwheel import config
 from thumbwheel.errors import TrainingDiverged
 
 _RUNAWAY = 1.5  # times the KL budget: one minibatch is a rough measure, so only a clear excess stops an iteration
+_LOOK_BACK_SHARE = 0.25  # of an iteration's time, for its progress
 
 
 @dataclass(frozen=True, slots=True)
-class _Rollout:
+class Rollout:
     """What is known of an iteration's answers before the first update. B answers, A tokens of the longest."""
 
     answers: list[Answer]
@@ -45,6 +46,11 @@ class _Rollout:
     entropy: Tensor  # (B, A)
     behaviour_logp: Tensor  # (B, A)
     score: Tensor  # (B,)
+
+    @property
+    def kl(self) -> float:
+        """KL of the policy to the base in nats per answer, measured on the policy's own samples."""
+        return _per_answer(ppo_math.kl_k1(self.old_logp, self.ref_logp), self.mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +93,21 @@ class Trainer:
             ValueError: no samples, an empty answer, or log-probabilities that do not fit it.
             TrainingDiverged: a loss, a gradient or a score is not finite. The weights are those before that update.
         """
+        return self.update(self.look_back(samples, progress), progress)
+
+    def update(self, rollout: Rollout, progress: Callable[[float], None] | None = None) -> dict[str, float]:
+        """The second half of `iterate`: moves the weights. A caller may look at `rollout.kl` first and refrain."""
         settings = self._settings
-        tell = progress or (lambda share: None)
-        rollout = self._look_back(samples, lambda share: tell(0.25 * share))
         targets = self._targets(rollout)
 
         steps: list[dict[str, float]] = []
-        planned = settings.epochs * min(settings.minibatches, len(samples))
+        planned = settings.epochs * min(settings.minibatches, len(rollout.answers))
         stopped = False
-        for minibatch in self._minibatches(len(samples)):
+        for minibatch in self._minibatches(len(rollout.answers)):
             step = self._update(minibatch, rollout, targets)
             steps.append(step)
-            tell(0.25 + 0.75 * len(steps) / planned)
+            if progress:
+                progress(_LOOK_BACK_SHARE + (1 - _LOOK_BACK_SHARE) * len(steps) / planned)
             # After the update, not before: the weights moved once more than measured, which the margin covers.
             stopped = step["kl"] > _RUNAWAY * settings.kl_budget
             if stopped:
@@ -106,14 +115,8 @@ class Trainer:
         return self._stats(rollout, targets, steps) | {"stopped_early": float(stopped)}
 
     @torch.no_grad()
-    def kl_per_sequence(self, samples: Sequence[Sample]) -> float:
-        """KL of the policy to the base in nats per answer, measured on the policy's own samples."""
-        rollout = self._look_back(samples, lambda share: None)
-        return _per_answer(ppo_math.kl_k1(rollout.old_logp, rollout.ref_logp), rollout.mask)
-
-    @torch.no_grad()
-    def _look_back(self, samples: Sequence[Sample], tell: Callable[[float], None]) -> _Rollout:
-        """One pass over the answers with the weights as they are."""
+    def look_back(self, samples: Sequence[Sample], progress: Callable[[float], None] | None = None) -> Rollout:
+        """The first half of `iterate`: one pass over the answers with the weights as they are. Raises as `iterate`."""
         _check(samples)
         answers = [sample.answer for sample in samples]
         size = (len(answers), max(len(sample.answer_ids) for sample in samples))
@@ -132,13 +135,14 @@ class Trainer:
             ref_logp[group, :columns], _ = self._policy.answer_logps(reference, batch)
             old_v[group, :columns] = self._policy.values(final) * batch.mask
             done += len(group)
-            tell(done / len(answers))
+            if progress:
+                progress(_LOOK_BACK_SHARE * done / len(answers))
         for row, sample in enumerate(samples):
             behaviour_logp[row, : len(sample.answer_ids)] = torch.tensor(sample.behaviour_logp)
         score = torch.tensor([sample.reward for sample in samples], device=self._policy.device)
-        return _Rollout(answers, hidden, mask, old_logp, ref_logp, old_v, entropy, behaviour_logp, score)
+        return Rollout(answers, hidden, mask, old_logp, ref_logp, old_v, entropy, behaviour_logp, score)
 
-    def _targets(self, rollout: _Rollout) -> _Targets:
+    def _targets(self, rollout: Rollout) -> _Targets:
         settings, mask = self._settings, rollout.mask
         rewards = ppo_math.token_rewards(rollout.score, rollout.old_logp, rollout.ref_logp, mask, settings.kl_coef)
         ends = ppo_math.last_step(mask) + (1 - mask)
@@ -155,7 +159,7 @@ class Trainer:
             for part in order.tensor_split(min(self._settings.minibatches, size)):
                 yield part.tolist()
 
-    def _update(self, minibatch: list[int], rollout: _Rollout, targets: _Targets) -> dict[str, float]:
+    def _update(self, minibatch: list[int], rollout: Rollout, targets: _Targets) -> dict[str, float]:
         """One optimiser step over a minibatch; the figures are its means, before the step."""
         settings, policy = self._settings, self._policy
         count = rollout.mask[minibatch].sum()  # answer tokens of the whole minibatch
@@ -221,7 +225,7 @@ class Trainer:
         below = nn.utils.rnn.pad_sequence([hidden[i] for i in group], batch_first=True)  # (B, T, D)
         return batch, below
 
-    def _stats(self, rollout: _Rollout, targets: _Targets, steps: list[dict[str, float]]) -> dict[str, float]:
+    def _stats(self, rollout: Rollout, targets: _Targets, steps: list[dict[str, float]]) -> dict[str, float]:
         mask = rollout.mask
         means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
         del means["kl"]  # moves under the mean; what is asked is where it began and where it ended
@@ -229,7 +233,7 @@ class Trainer:
             "learning_rate": steps[-1]["learning_rate"],
             "value_learning_rate": self._settings.value_learning_rate,
             "explained_variance": float(ppo_math.explained_variance(rollout.old_v, targets.ret, mask)),
-            "kl_per_sequence": _per_answer(ppo_math.kl_k1(rollout.old_logp, rollout.ref_logp), mask),
+            "kl_per_sequence": rollout.kl,
             "kl_per_sequence_last": steps[-1]["kl"],
             "reward_mean": float(rollout.score.mean()),
             "reward_std": float(rollout.score.std(correction=0)),

@@ -12,6 +12,7 @@
     ├── AdapterRefused             an adapter that must not reach the engine
     ├── EngineDead                 the engine's process is gone; the server must be started anew
     ├── LeaseLost                  another learner leads; nothing was committed
+    ├── TrainingDiverged           a loss or gradient is not finite; nothing of this cycle is released
     └── SetupError                 configuration, disk, port, model or Redis: cannot start
 """
 
@@ -81,6 +82,10 @@ class EngineDead(ThumbwheelError):
 
 class LeaseLost(ThumbwheelError):
     """The fencing token is no longer the newest."""
+
+
+class TrainingDiverged(ThumbwheelError):
+    """The numbers of a training run left the finite range."""
 
 
 class SetupError(ThumbwheelError):

@@ -116,6 +116,32 @@ def test_padding_and_company_change_nothing(policy: Policy) -> None:
         assert torch.count_nonzero(together[row, size:]) == 0
 
 
+def test_what_prompts_share_is_computed_once_and_changes_nothing(policy: Policy) -> None:
+    """Values and gradients are those of each answer alone."""
+    disturb(policy)
+    system = (21, 22, 23, 24)
+    pairs: list[Answer] = [((*system, *prompt), answer) for prompt, answer in PAIRS]
+    batch = Batch.of(pairs, policy.device)
+    assert batch.shared == 4
+    together = logps(policy, pairs)
+    (together * batch.mask).sum().backward()
+    gradients = [parameter.grad for parameter in policy.adapter_parameters()]
+    for parameter in policy.adapter_parameters():
+        parameter.grad = None
+    for row, pair in enumerate(pairs):
+        alone = logps(policy, [pair])
+        torch.testing.assert_close(together[row, : len(pair[1])], alone[0], atol=1e-5, rtol=0)
+        alone.sum().backward()
+    for parameter, gradient in zip(policy.adapter_parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-3)
+
+
+def test_the_token_that_predicts_the_answer_is_never_shared() -> None:
+    assert Batch.of([((1, 2, 3), (4,)), ((1, 2, 3), (5, 6))], torch.device("cpu")).shared == 2
+    assert Batch.of([((1, 2, 3), (4,)), ((1, 2), (3, 4))], torch.device("cpu")).shared == 1
+    assert Batch.of([((1, 2), (4,)), ((2, 2), (3, 4))], torch.device("cpu")).shared == 0
+
+
 def test_features_are_the_mean_over_the_answer_below_the_adapter(policy: Policy, tiny_model: Path) -> None:
     disturb(policy)
     base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)

@@ -37,7 +37,7 @@ def sampled(policy: Policy, count: int, seed: int = 0) -> list[Sample]:
 
 
 def on_policy(policy: Policy, samples: list[Sample]) -> list[Sample]:
-    rollout = Trainer(policy, SETTINGS, seed=0)._look_back(samples, lambda share: None)
+    rollout = Trainer(policy, SETTINGS, seed=0).look_back(samples)
     return [
         dataclasses.replace(sample, behaviour_logp=tuple(rollout.old_logp[row, : len(sample.answer_ids)].tolist()))
         for row, sample in enumerate(samples)
@@ -140,7 +140,7 @@ def test_an_iteration_stops_when_the_kl_runs_away(policy: Policy) -> None:
 def test_kl_per_sequence_is_measured_on_the_samples(policy: Policy) -> None:
     samples = sampled(policy, 8)
     trainer = Trainer(policy, SETTINGS, seed=3)
-    assert trainer.kl_per_sequence(samples) == pytest.approx(0, abs=1e-5)
+    assert trainer.look_back(samples).kl == pytest.approx(0, abs=1e-5)
     trainer.iterate(samples)
     after = on_policy(policy, samples)
     slow = sum(
@@ -149,7 +149,7 @@ def test_kl_per_sequence_is_measured_on_the_samples(policy: Policy) -> None:
             (sample.behaviour_logp for sample in after), (sample.behaviour_logp for sample in samples), strict=True
         )
     )
-    assert trainer.kl_per_sequence(samples) == pytest.approx(slow / 8, abs=1e-4)
+    assert trainer.look_back(samples).kl == pytest.approx(slow / 8, abs=1e-4)
     assert abs(slow) > 0.01
 
 
