@@ -40,7 +40,8 @@ def write_version(root: Path, name: str, fill: Callable[[Path], None], facts: Ma
     After a crash at any point the folder is there with all its bytes, or not at all.
 
     Raises:
-        ValueError: `name` is not a file name, or `fill` left something else than plain files and folders.
+        ValueError: `name` is not a file name, or `facts` are not JSON.
+        AdapterRefused: `fill` left something else than plain files and folders.
         OSError: the disk is full or not writable; nothing is left behind.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -162,7 +163,13 @@ def _folder(root: Path, relative: str) -> Path:
 
 def _is_inside(relative: str) -> bool:
     path = PurePosixPath(relative)
-    return not path.is_absolute() and ".." not in path.parts and "\0" not in relative and str(path) == relative
+    return (
+        bool(path.parts)
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and "\0" not in relative
+        and str(path) == relative
+    )
 
 
 def _files(folder: Path) -> set[str]:

@@ -68,7 +68,9 @@ def _logfmt(fields: Mapping[str, Any]) -> str:
 
 
 def _quoted(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:.6g}"

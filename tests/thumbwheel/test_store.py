@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +28,45 @@ async def test_a_url_that_is_none(url: str) -> None:
         await Store.open(url, "test")
 
 
-async def test_an_old_server_is_refused() -> None:
+@asynccontextmanager
+async def scripted_server(version: str, loading: int = 0) -> AsyncIterator[str]:
+    """The URL of something that answers what `open` asks, the first `loading` reads with LOADING."""
+    info = f"# Server\r\nredis_version:{version}\r\n".encode()
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while words := await reader.readline():
-            if words.strip().upper() in {b"CLIENT", b"GET", b"INFO"}:
-                kind = words.strip().upper()
-                info = b"# Server\r\nredis_version:6.2.14\r\n"
-                reply = {b"CLIENT": b"+OK\r\n", b"GET": b"$-1\r\n", b"INFO": b"$%d\r\n%s\r\n" % (len(info), info)}
-                writer.write(reply[kind])
+        nonlocal loading
+        while word := (await reader.readline()).strip().upper():
+            if word == b"CLIENT":
+                writer.write(b"+OK\r\n")
+            elif word == b"GET":
+                writer.write(b"-LOADING Redis is loading the dataset in memory\r\n" if loading > 0 else b"$-1\r\n")
+                loading -= 1
+            elif word == b"INFO":
+                writer.write(b"$%d\r\n%s\r\n" % (len(info), info))
+            elif word == b"COMMAND":
+                writer.write(b"*1\r\n*-1\r\n")
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    try:
+    yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+    await server.wait_closed()
+
+
+async def test_an_old_server_is_refused() -> None:
+    async with scripted_server("6.2.14") as url:
         with pytest.raises(SetupError, match=r"6\.2\.14 is too old"):
-            await Store.open(f"redis://127.0.0.1:{port}", "test")
-    finally:
-        server.close()
-        await server.wait_closed()
+            await Store.open(url, "test")
+
+
+async def test_opening_waits_for_a_server_that_reads_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted_server("7.2.4", loading=5) as url:
+        store = await Store.open(url, "test")
+        await store.close()
+    monkeypatch.setattr("thumbwheel.store.LOADING_SECONDS", 0.2)
+    async with scripted_server("7.2.4", loading=1000) as url:
+        with pytest.raises(SetupError, match="loading"):
+            await Store.open(url, "test")
 
 
 async def test_a_durable_server(store: Store) -> None:
