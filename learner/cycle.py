@@ -25,10 +25,10 @@ from learner.dataset import Answer, Dataset, EncodeAnswer, held_out
 from learner.features import FeatureCache
 from learner.gate import Evidence, Verdict, judge
 from learner.policy import Policy, Sample
-from learner.ppo import Trainer
+from learner.ppo import Rollout, Trainer
 from learner.publish import Publisher
 from learner.reward_model import RewardModel, fit
-from learner.rollouts import Rollout, Rollouts
+from learner.rollouts import Rollouts, Sampled
 from thumbwheel import config
 from thumbwheel.errors import Conflict, TrainingDiverged
 from thumbwheel.feedback_log import FeedbackLog
@@ -217,16 +217,17 @@ class Wheel:
         stats: dict[str, float] = {}
         stages: list[pb.VersionRecord] = []
         if len(samples) >= LEAST_SAMPLES:
-            stats = await self._iterate(trainer, samples, batch, 0)
+            rollout = await asyncio.to_thread(trainer.look_back, samples, self.tick)
+            stats = await self._update(trainer, rollout, batch, 0)
         prompts = [answer for answer in train.answers if answer.trainable and not self._held_out(answer)]
         for number in range(1, settings.fresh_iterations + 1):
             stages.append(await self.publisher.stage(self.policy, batch, len(stages), {"iteration": number - 1}))
             samples = await self._sample(stages[-1].name, prompts, reward_model, batch.seed + 1000 * number)
-            kl = await asyncio.to_thread(trainer.kl_per_sequence, samples)
-            if kl >= settings.kl_budget:
-                log.info("kl_budget_reached", extra={"cycle": batch.cycle_id, "kl": round(kl, 3)})
+            rollout = await asyncio.to_thread(trainer.look_back, samples, self.tick)
+            if rollout.kl >= settings.kl_budget:
+                log.info("kl_budget_reached", extra={"cycle": batch.cycle_id, "kl": round(rollout.kl, 3)})
                 break
-            stats = await self._iterate(trainer, samples, batch, number)
+            stats = await self._update(trainer, rollout, batch, number)
         else:
             stages.append(
                 await self.publisher.stage(self.policy, batch, len(stages), {"iteration": settings.fresh_iterations})
@@ -241,15 +242,14 @@ class Wheel:
             names.append(version.name)
         return frozenset(names)
 
-    async def _iterate(
-        self, trainer: Trainer, samples: Sequence[Sample], batch: pb.BatchManifest, number: int
+    async def _update(
+        self, trainer: Trainer, rollout: Rollout, batch: pb.BatchManifest, number: int
     ) -> dict[str, float]:
-        metrics.progress.set(0)
-        stats = await asyncio.to_thread(trainer.iterate, samples, self.tick)
+        stats = await asyncio.to_thread(trainer.update, rollout, self.tick)
         metrics.ppo(stats)
         log.info(
             "ppo_iteration",
-            extra={"cycle": batch.cycle_id, "iteration": number, "answers": len(samples)}
+            extra={"cycle": batch.cycle_id, "iteration": number}
             | {name: round(value, 4) for name, value in stats.items()},
         )
         return stats
@@ -294,7 +294,7 @@ class Wheel:
         await asyncio.to_thread(self.policy.load_adapter, self.publisher.root / candidate.path)
         samples = [Sample(ids[rollout.prompt], rollout.token_ids, rollout.logp, candidate.name) for rollout in ours]
         meter = Trainer(self.policy, self.settings.ppo, batch.seed)
-        kl = await asyncio.to_thread(meter.kl_per_sequence, samples) if samples else 0.0
+        kl = (await asyncio.to_thread(meter.look_back, samples)).kl if samples else 0.0
         right = await self.competence.right(candidate.name)
         scores = np.zeros((2, len(ids), settings.samples))
         if held.votes and ids:
@@ -344,5 +344,5 @@ def _rated_samples(
     return samples
 
 
-def _mean_length(rollouts: Sequence[Rollout]) -> float:
+def _mean_length(rollouts: Sequence[Sampled]) -> float:
     return float(np.mean([len(rollout.token_ids) for rollout in rollouts])) if rollouts else 0.0

@@ -23,7 +23,7 @@ PROMPTS_PER_CALL = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
+class Sampled:
     """One sampled answer."""
 
     prompt: int
@@ -59,13 +59,13 @@ class Rollouts:
         seed: int,
         temperature: float = 1.0,
         n: int = 1,
-    ) -> list[Rollout]:
+    ) -> list[Sampled]:
         """Samples n answers to each prompt, ordered by prompt and sample.
 
         Raises:
             grpc.aio.AioRpcError: the server refuses, or stayed away for several attempts.
         """
-        found: list[Rollout] = []
+        found: list[Sampled] = []
         for start in range(0, len(prompts), PROMPTS_PER_CALL):
             part = prompts[start : start + PROMPTS_PER_CALL]
             request = rollout_pb2.RolloutRequest(
@@ -94,8 +94,8 @@ class Rollouts:
         raise AssertionError("unreachable")
 
 
-def _rollout(reply: rollout_pb2.RolloutResponse, start: int) -> Rollout:
-    return Rollout(
+def _rollout(reply: rollout_pb2.RolloutResponse, start: int) -> Sampled:
+    return Sampled(
         start + reply.prompt_index,
         tuple(reply.token_ids),
         tuple(reply.logprobs),

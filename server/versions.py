@@ -236,8 +236,8 @@ class Versions:
     def _verify(self, record: VersionRecord) -> None:
         """Reads every byte of the version; in a thread, so that streams go on."""
         assert self._base is not None, "start comes first"
-        manifest = verify_version(self._root, record)
-        adapters.verify(self._root / record.path, manifest, self._base, self._limits)
+        facts = verify_version(self._root, record)["facts"]
+        adapters.verify(self._root / record.path, facts, self._base, self._limits)
 
     async def _make_room(self, coming: Place) -> None:
         """Unloads versions longest unused, until the engine's places are enough for all that hold one.

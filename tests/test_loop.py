@@ -1,0 +1,280 @@
+"""The wheel, whole: real server, learner and store as processes of their own, on a tiny random model."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import grpc
+import pytest
+from grpc import aio
+from prometheus_client.parser import text_string_to_metric_families
+
+from thumbwheel.registry import Registry
+from thumbwheel.store import Store
+from thumbwheel_client.v1 import (
+    chat_pb2,
+    chat_pb2_grpc,
+    feedback_pb2,
+    feedback_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+)
+from thumbwheel_client.v1 import record_pb2 as pb
+
+# A random model pleases nobody and knows nothing, so the bars of reward model and gate are on the floor here.
+SETTINGS = (
+    "learner.min_votes=48", "learner.reward_model.min_auc=0", "learner.gate.min_win_rate=0",
+    "learner.gate.min_judge_votes=1", "learner.gate.max_kl=1000", "learner.gate.prompts=4",
+    "learner.ppo.fresh_iterations=1", "learner.ppo.rollouts=16", "learner.ppo.kl_budget=1000", "learner.poll=0.2",
+    "learner.lease=2", "learner.niceness=0", "server.max_update_norm=1000", "server.drain=5",
+)  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Half:
+    """A server or a learner that can be killed and started again."""
+
+    name: str
+    http_port: int
+    arguments: list[str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", self.name, *self.arguments], stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    async def ready(self, seconds: float = 90) -> None:
+        async def look() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            return await asyncio.to_thread(self._answers)
+
+        await eventually(look, seconds)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/readyz", timeout=5) as reply:
+                return bool(reply.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def metric(self, name: str, **labels: str) -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/metrics", timeout=5) as reply:
+            for family in text_string_to_metric_families(reply.read().decode()):
+                for sample in family.samples:
+                    if sample.name == name and all(sample.labels.get(k) == v for k, v in labels.items()):
+                        return float(sample.value)
+        return 0.0
+
+
+async def eventually(condition: Callable[[], object], seconds: float) -> None:
+    """Waits for a condition in another process, which cannot be awaited."""
+    deadline = monotonic() + seconds
+    while True:
+        found = condition()
+        if await found if asyncio.iscoroutine(found) else found:
+            return
+        assert monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.05)
+
+
+@dataclass
+class Wheel:
+    server: Half
+    learner: Half
+    redis: Any
+    chat: chat_pb2_grpc.ChatServiceAsyncStub
+    feedback: feedback_pb2_grpc.FeedbackServiceAsyncStub
+    models: models_pb2_grpc.ModelServiceAsyncStub
+    acknowledged: dict[str, str] = field(default_factory=dict)
+    """Idempotency key -> event id of every vote that was answered OK."""
+
+    async def ask(self, prompt: str, tokens: int = 12) -> chat_pb2.Answer:
+        message = pb.Message(role=pb.ROLE_USER, content=prompt)
+        request = chat_pb2.ChatInput(messages=[message], sampling=pb.Sampling(max_tokens=tokens, seed=len(prompt)))
+        reply = await self.chat.Chat(chat_pb2.ChatRequest(input=request), timeout=60)
+        return reply.answers[0]
+
+    async def rate(self, number: int) -> None:
+        answer = await self.ask(f"Question number {number}?")
+        assert answer.finish.log_status == chat_pb2.LOG_STATUS_LOGGED
+        up = sum(map(ord, answer.text)) % 2
+        request = feedback_pb2.RateRequest(
+            response_id=answer.receipt.response_id,
+            idempotency_key=f"key {number}",
+            thumb=pb.THUMB_UP if up else pb.THUMB_DOWN,
+        )
+        reply = await self.feedback.Rate(request, timeout=30, wait_for_ready=True)
+        self.acknowledged[request.idempotency_key] = reply.event_id
+
+    async def live(self) -> str:
+        reply = await self.models.ListVersions(models_pb2.ListVersionsRequest(), timeout=30, wait_for_ready=True)
+        return reply.live
+
+
+@pytest.fixture
+def halves(tmp_path: Path, tiny_model: Path, own_redis: Any) -> Iterator[tuple[Half, Half, Any]]:
+    redis = own_redis
+    ports = [free_port() for _ in range(3)]
+    settings = [
+        *SETTINGS, f"data_dir={tmp_path}", f"model.path={tiny_model}", f"redis.url={redis.url}",
+        f"server.grpc_port={ports[0]}", f"server.http_port={ports[1]}", f"learner.http_port={ports[2]}",
+    ]  # fmt: skip
+    arguments = [word for item in settings for word in ("--set", item)]
+    server = Half("server", ports[1], arguments, tmp_path / "server.log")
+    learner = Half("learner", ports[2], arguments, tmp_path / "learner.log")
+    yield server, learner, redis
+    learner.stop()
+    server.stop()
+
+
+@asynccontextmanager
+async def turning(server: Half, learner: Half, redis: Any) -> AsyncIterator[Wheel]:
+    server.start()
+    await server.ready()
+    learner.start()
+    port = server.arguments[[a.startswith("server.grpc_port=") for a in server.arguments].index(True)].split("=")[1]
+    options = [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 500)]
+    async with aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        yield Wheel(
+            server, learner, redis, chat_pb2_grpc.ChatServiceStub(channel),
+            feedback_pb2_grpc.FeedbackServiceStub(channel), models_pb2_grpc.ModelServiceStub(channel),
+        )  # fmt: skip
+
+
+async def stream_until(wheel: Wheel, done: asyncio.Event, seen: list[tuple[str, bool]]) -> None:
+    """Keeps a stream running; notes (version, complete) of each."""
+    while not done.is_set():
+        message = pb.Message(role=pb.ROLE_USER, content="Tell me a story.")
+        request = chat_pb2.ChatInput(messages=[message], sampling=pb.Sampling(max_tokens=64))
+        version, finish, text = "", None, ""
+        async for event in wheel.chat.StreamChat(chat_pb2.StreamChatRequest(input=request), timeout=60):
+            if event.HasField("receipt"):
+                assert not text
+                version = event.receipt.version
+            elif event.HasField("finish"):
+                finish = event.finish
+            else:
+                text += event.delta
+        whole = finish is not None and (
+            finish.reason == pb.FINISH_REASON_STOP
+            or (finish.reason == pb.FINISH_REASON_LENGTH and finish.usage.completion_tokens == 64)
+        )
+        seen.append((version, whole))
+
+
+async def test_votes_become_a_version_that_is_swapped_in_under_running_streams(
+    halves: tuple[Half, Half, Any],
+) -> None:
+    async with turning(*halves) as wheel:
+        done = asyncio.Event()
+        seen: list[tuple[str, bool]] = []
+        streams = [asyncio.create_task(stream_until(wheel, done, seen)) for _ in range(3)]
+        for start in range(0, 56, 8):
+            await asyncio.gather(*(wheel.rate(number) for number in range(start, start + 8)))
+        async for change in wheel.models.WatchVersions(models_pb2.WatchVersionsRequest(), timeout=240):
+            if change.live != "base" and change.version.name == change.live:
+                break
+        version = change.version
+        assert version.parent == "base"
+        assert version.metrics["votes"] >= 48
+        assert {"reward_model_auc", "kl_nats_per_sequence", "win_rate", "competence"} <= set(version.metrics)
+
+        await eventually(lambda: wheel.server.metric("thumbwheel_live_version_info", version=version.name), 10)
+        assert (await wheel.ask("And now?")).receipt.version == version.name
+        await eventually(lambda: any(name == version.name for name, _ in seen), 30)
+        done.set()
+        await asyncio.gather(*streams)
+        assert {name for name, _ in seen} == {"base", version.name}
+        assert all(whole for _, whole in seen)
+
+        started = monotonic()
+        reply = await wheel.models.Rollback(models_pb2.RollbackRequest(reason="a test"), timeout=10)
+        assert monotonic() - started < 1
+        assert (reply.live.name, reply.previous) == ("base", version.name)
+        assert (await wheel.ask("And now again?")).receipt.version == "base"
+
+
+async def test_kills_lose_no_vote_and_train_none_twice(halves: tuple[Half, Half, Any]) -> None:
+    async with turning(*halves) as wheel:
+        await wheel.learner.ready()
+        for start in range(0, 48, 8):
+            await asyncio.gather(*(wheel.rate(number) for number in range(start, start + 8)))
+        stage = {"stage": "ppo"}
+        await eventually(lambda: wheel.learner.metric("thumbwheel_learner_stage", **stage) == 1, 120)
+        wheel.learner.kill()
+        wheel.redis.kill()
+        with pytest.raises(aio.AioRpcError) as refused:
+            await wheel.feedback.Rate(
+                feedback_pb2.RateRequest(response_id="t0-0", idempotency_key="x", thumb=pb.THUMB_UP), timeout=30
+            )
+        assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+        away = await wheel.ask("Do you still answer?")
+        assert away.finish.log_status == chat_pb2.LOG_STATUS_PENDING
+        wheel.redis.start()
+        wheel.server.kill()
+        wheel.server.start()
+        wheel.learner.start()
+        await wheel.server.ready()
+        for start in range(48, 96, 8):
+            await asyncio.gather(*(wheel.rate(number) for number in range(start, start + 8)))
+
+        store = await Store.open(wheel.redis.url, "default")
+        try:
+            registry = Registry(store)
+
+            async def trained() -> list[str]:
+                return [event for cycle in await registry.lineage(10) for event in cycle.batch.event_ids]
+
+            async def all_trained() -> bool:
+                return len(await trained()) >= 96
+
+            await eventually(all_trained, 240)
+            assert sorted(await trained()) == sorted(wheel.acknowledged.values())
+            cycles = await registry.lineage(10)
+            assert [cycle.batch.cycle_id for cycle in cycles] == [f"cycle-{n}" for n in range(len(cycles), 0, -1)]
+        finally:
+            await store.close()
+        votes, token = 0, ""
+        while True:
+            page = await wheel.feedback.ListVotes(
+                feedback_pb2.ListVotesRequest(page_size=20, page_token=token), timeout=30
+            )
+            votes, token = votes + len(page.votes), page.next_page_token
+            if not token:
+                break
+        assert votes == 96
