@@ -17,8 +17,8 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,9 +81,16 @@ def _import_vllm(verbose: bool) -> None:
     if not verbose:
         logging.getLogger("torch._library").setLevel(logging.ERROR)
         os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own use of torch
+    with _quiet():
         import vllm.v1.engine.async_llm  # noqa: F401
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Python's warnings about vLLM's own use of torch; what is forked inside stays without them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _launch(config: Config) -> Any:
@@ -99,13 +106,14 @@ def _launch(config: Config) -> Any:
 
         require_known_version()
     try:
-        settings = AsyncEngineArgs(**engine_settings(config, on_cpu)).create_engine_config()
-        if on_cpu:
-            # vLLM's choice for a CPU is an executor in yet another process, which keeps a core busy with waiting,
-            # and a start from nothing; both are written over after its configuration is made, and only there.
-            settings.parallel_config.distributed_executor_backend = "uni"
-            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-        return AsyncLLM(settings, Executor.get_class(settings), log_stats=True, log_requests=False)
+        with _quiet():
+            settings = AsyncEngineArgs(**engine_settings(config, on_cpu)).create_engine_config()
+            if on_cpu:
+                # vLLM's choice for a CPU is an executor in yet another process, which keeps a core busy with waiting,
+                # and a start from nothing; both are written over after its configuration is made, and only there.
+                settings.parallel_config.distributed_executor_backend = "uni"
+                os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+            return AsyncLLM(settings, Executor.get_class(settings), log_stats=True, log_requests=False)
     except (ValueError, RuntimeError, OSError) as error:
         raise SetupError(f"the model {config.model.path} cannot be served: {error}") from error
 
@@ -302,8 +310,9 @@ class VllmEngine:
         self._llm.output_handler.cancel()
         await asyncio.to_thread(self._llm.shutdown, 10.0)
         # vLLM shuts down once more when it is collected, which fails in the ruins of a finished interpreter.
-        del self._llm
-        gc.collect()
+        with _quiet():
+            del self._llm
+            gc.collect()
 
 
 def _sampling_params(sampling: SamplingSpec, n: int) -> Any:
