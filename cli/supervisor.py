@@ -158,11 +158,11 @@ class Supervised:
         """The end of what it has said since its last start."""
         try:
             with self._program.log.open("rb") as log:
-                log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 8192))
+                log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - (1 << 16)))
                 said = log.read().decode(errors="replace").strip().splitlines()
         except OSError as error:
             said = [f"(its log cannot be read: {error.strerror})"]
-        return "\n".join(f"  | {line}" for line in said[-lines:] or ["(it said nothing)"])
+        return "\n".join(f"  | {line[:400]}" for line in said[-lines:] or ["(it said nothing)"])
 
 
 async def _ended(process: subprocess.Popen[bytes]) -> None:
