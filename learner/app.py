@@ -198,6 +198,10 @@ def _yield_to_the_engine(settings: Config) -> None:
     """On a shared machine people's tokens come first."""
     if settings.learner.niceness:
         os.nice(settings.learner.niceness)
+        # Where Linux schedules sessions as groups, a nice value counts only among the processes of its own session,
+        # and the engine is in another: there it is the group that must stand back. Absent elsewhere.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(settings.learner.niceness), encoding="utf-8")
     torch.set_num_threads(settings.learner.threads or os.cpu_count() or 1)
 
 
