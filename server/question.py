@@ -48,7 +48,10 @@ def question_of(request: chat_pb2.ChatInput, engine: Engine, limits: config.Serv
         raise InvalidInput("input.version", f"{len(request.version)} characters; at most {MAX_VERSION_CHARS}")
     sampling = sampling_of(request.sampling, "input.sampling", limits)
     _check_messages(request.messages, engine.max_context)
-    prompt = engine.render([(ROLES[message.role], message.content) for message in request.messages])
+    try:
+        prompt = engine.render([(ROLES[message.role], message.content) for message in request.messages])
+    except InvalidInput as error:  # a template may want roles to alternate
+        raise InvalidInput("input.messages", error.message) from error
     room = engine.max_context - len(prompt)
     if room < 1:
         raise InvalidInput(

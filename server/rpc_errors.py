@@ -92,7 +92,7 @@ class Boundary(aio.ServerInterceptor):
         """Returns when no call with an end is running."""
         await self._idle.wait()
 
-    async def intercept_service(  # type: ignore[override]
+    async def intercept_service(
         self, continuation: Continuation, details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(details)

@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from server import metrics
@@ -22,6 +22,7 @@ from server.question import Question
 from server.sampling import sampling_message
 from server.streams import stream
 from server.versions import Versions
+from thumbwheel.errors import InvalidInput
 from thumbwheel.records import now, response_id
 from thumbwheel.turn_log import TurnLog
 from thumbwheel_client.v1 import chat_pb2, record_pb2
@@ -103,7 +104,11 @@ class Turns:
         with await self._admission.chat(question.n) as places:
             turn = _turn_record(question, owner)
             # The version is read after the wait, so a call that queued across a swap is answered by the new one.
-            async with self._versions.use(question.version) as weights:
+            async with AsyncExitStack() as held:
+                try:
+                    weights = await held.enter_async_context(self._versions.use(question.version))
+                except InvalidInput as error:
+                    raise InvalidInput("input.version", error.message) from error
                 answers = [Answer(turn.turn_id, index, weights.name) for index in range(question.n)]
                 for answer in answers:
                     emit(_receipt(turn.turn_id, answer, weights.name))
@@ -111,21 +116,21 @@ class Turns:
                 chunks = self._engine.generate(
                     turn.turn_id, question.prompt_token_ids, question.sampling, question.n, weights
                 )
-                started = False
+                await held.enter_async_context(aclosing(chunks))
+                waiting = True
                 try:
-                    async with aclosing(chunks):
-                        async for chunk in chunks:
-                            if not started:
-                                metrics.TIME_TO_FIRST_TOKEN.observe(time.monotonic() - arrived)
-                                started = True
-                            answer = answers[chunk.index]
-                            answer.add(chunk)
-                            if chunk.text:
-                                emit(Event(index=chunk.index, delta=chunk.text))
-                            if chunk.finish:
-                                answer.finish(REASONS[chunk.finish])
-                                places.give_back_one()
-                                writes.append(self._write(self._finish(turn, answer, emit)))
+                    async for chunk in chunks:
+                        if waiting:
+                            metrics.TIME_TO_FIRST_TOKEN.observe(time.monotonic() - arrived)
+                            waiting = False
+                        answer = answers[chunk.index]
+                        answer.add(chunk)
+                        if chunk.text:
+                            emit(Event(index=chunk.index, delta=chunk.text))
+                        if chunk.finish:
+                            answer.finish(REASONS[chunk.finish])
+                            places.give_back_one()
+                            writes.append(self._write(self._finish(turn, answer, emit)))
                 except asyncio.CancelledError:
                     self._keep_cancelled(turn, answers)
                     raise
