@@ -90,7 +90,7 @@ def show(report: Report, console: Console) -> None:
     console.print(table)
     console.print(
         f"{report.ratings} ratings with {report.noise:.0%} noise, {report.cycles} cycles, {report.releases} released, "
-        f"{report.swaps} swaps of {report.swap_seconds:.2f} s, {report.streams} visitors' streams "
+        f"{report.swaps} swaps of {1000 * report.swap_seconds:.0f} ms, {report.streams} visitors' streams "
         f"({', '.join(map(str, report.streams_at_swaps)) or 'none'} running at the swaps): "
         f"{report.failed_requests} failed, {report.truncated_streams} truncated; {report.wall_seconds / 60:.1f} min",
         highlight=False,
@@ -106,7 +106,8 @@ def _telling(report: Report) -> list[tuple[Sample, Sample]]:
 
 
 def _cut(text: str) -> Text:
-    text = text.strip()
+    """On one line, with a mark where lines broke; a young model's control characters stay off the terminal."""
+    text = "".join(c if c.isprintable() else "↵" if c == "\n" else " " for c in text.strip())
     return Text(text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + " …")
 
 

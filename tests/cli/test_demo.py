@@ -197,7 +197,7 @@ def test_the_folder_is_fresh(tmp_path: Path) -> None:
 
 
 def report(**changes: Any) -> Report:
-    before = (Sample("p", "long [bold] answer", False), Sample("q", "fine", True))
+    before = (Sample("p", "long [bold]\nanswer\x1b", False), Sample("q", "fine", True))
     after = (Sample("p", "short", True), Sample("q", "fine", True))
     values = {field.name: 0 for field in dataclasses.fields(Report)} | {
         "taste": "brief", "version_before": "base", "version_after": "v3", "outcomes": {"released": 3},
@@ -220,7 +220,7 @@ def test_the_report_has_its_keys_and_shows_answers(tmp_path: Path) -> None:
     assert "50.0%" in text
     assert "100.0%" in text
     # The answers that the taste came to like are shown first, as they are.
-    assert text.index("long [bold] answer") < text.index("fine")
+    assert text.index("long [bold]↵answer ") < text.index("fine")
 
 
 def test_fine_means_nothing_failed_and_nothing_was_cut() -> None:
@@ -259,27 +259,28 @@ def members(session: int) -> list[int]:
     return found
 
 
+@pytest.mark.timeout(600)  # minutes on a machine that is busy with other things
 async def test_the_demo_on_a_tiny_model(tiny_model: Path, tmp_path: Path) -> None:
     """A random model learns nothing, but everything turns: cycles, a swap under running streams, both exams."""
     mark = os.getpid()
     process = await asyncio.create_subprocess_exec(
         *command(
-            tiny_model, "--ratings", "96", "--votes-per-cycle", "48", "--samples", "1", "--taste", "unbroken",
+            tiny_model, "--ratings", "48", "--votes-per-cycle", "48", "--samples", "1", "--taste", "unbroken",
             "--data-dir", "data", "--json", "found.json", "--seed", "3",
         ),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=tmp_path,
         env=os.environ | {"MARK_OF_TEST_DEMO": str(mark)},
     )  # fmt: skip
-    out, _ = await asyncio.wait_for(process.communicate(), 280)
+    out, _ = await asyncio.wait_for(process.communicate(), 580)
 
     assert process.returncode == 0, out.decode()
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert set(REQUIRED) <= found.keys()
-    assert (found["taste"], found["noise"], found["seed"], found["ratings"]) == ("unbroken", 0.1, 3, 96)
-    assert found["cycles"] == 2, out.decode()
-    assert found["releases"] == found["swaps"] >= 1
-    assert len(found["streams_at_swaps"]) == found["swaps"]
-    assert min(found["streams_at_swaps"]) >= 2
+    assert (found["taste"], found["noise"], found["seed"], found["ratings"]) == ("unbroken", 0.1, 3, 48)
+    assert found["cycles"] == 1, out.decode()
+    assert found["releases"] == found["swaps"] == 1
+    assert len(found["streams_at_swaps"]) == 1
+    assert found["streams_at_swaps"][0] >= 2
     assert (found["failed_requests"], found["truncated_streams"]) == (0, 0)
     assert 0 < found["swap_seconds"] < 30
     assert found["heldout_prompts"] == len(prompts.held_out()) == len(found["before"]) == len(found["after"])
@@ -287,6 +288,7 @@ async def test_the_demo_on_a_tiny_model(tiny_model: Path, tmp_path: Path) -> Non
     assert members(mark) == []
 
 
+@pytest.mark.timeout(600)  # see above
 async def test_ctrl_c_stops_everything(tiny_model: Path, tmp_path: Path) -> None:
     mark = os.getpid() + 1_000_000
     process = await asyncio.create_subprocess_exec(
@@ -295,7 +297,7 @@ async def test_ctrl_c_stops_everything(tiny_model: Path, tmp_path: Path) -> None
         env=os.environ | {"MARK_OF_TEST_DEMO": str(mark)},
     )  # fmt: skip
     assert process.stdout is not None
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(300):
         assert b"starting: ready" in await process.stdout.readline()
     process.send_signal(signal.SIGINT)
     assert await asyncio.wait_for(process.wait(), 40) == 130
