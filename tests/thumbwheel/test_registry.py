@@ -176,11 +176,31 @@ async def test_two_rollbacks_at_once_take_back_one_version(store: Store) -> None
     await register(registries[0], "v1", "v2")
     for name in ("v1", "v2"):
         await registries[0].promote(name, "up")
-    calls = [registry.roll_back("bad", expected_live="v2") for registry in registries]
+    calls = [registry.roll_back(f"bad, says {i}", expected_live="v2") for i, registry in enumerate(registries)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert sum(not isinstance(result, BaseException) for result in results) == 1
     assert sum(isinstance(result, Conflict) for result in results) == 7
     assert (await registries[0].live()).name == "v1"
+
+
+async def test_a_rollback_takes_back_no_version_that_it_has_not_seen(
+    registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await register(registry, "v1", "v2")
+    await registry.promote("v1", "up")
+    script, interfered = store.script, False
+
+    async def interfering(name: str, *args: Any, **options: Any) -> Any:
+        nonlocal interfered
+        if name == "write_versions" and not interfered:
+            interfered = True
+            await Registry(store).promote("v2", "in between")
+        return await script(name, *args, **options)
+
+    monkeypatch.setattr(store, "script", interfering)
+    with pytest.raises(Conflict, match="v2 is live, not v1"):
+        await registry.roll_back("bad")
+    assert (await registry.live()).name == "v2"
 
 
 async def test_promotions_at_once_end_with_one_live_version(store: Store) -> None:

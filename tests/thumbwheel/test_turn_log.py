@@ -208,11 +208,24 @@ async def test_a_vote_that_comes_while_its_turn_is_dropped_wins(
     store: Store, turns: TurnLog, feedback: FeedbackLog, make: Any
 ) -> None:
     await make.log(turns, "t1")
-    await feedback.append(make.thumb("t1"), "key")
+    looked_at = await feedback.append(make.thumb("t1"), "key")
+    await feedback.append(make.thumb("t1", up=False), "changed")
     keys = store.keys
-    touched = [keys.turns, keys.turn("t1"), keys.current("t1"), keys.rated_by("ann")]
-    assert await store.script("drop_turn", touched, ["t1", ""]) == 0  # looked at before the vote
+    touched = [keys.rated, keys.turn("t1"), keys.current("t1"), keys.rated_by("ann")]
+    assert await store.script("drop_turn", touched, ["t1", looked_at]) == 0
+    touched[0] = keys.turns  # or looked at when it had no vote yet
+    assert await store.script("drop_turn", touched, ["t1", ""]) == 0
     assert await recent(turns) == ["t1"]
+
+
+async def test_an_answer_that_ends_after_another_was_rated(
+    store: Store, turns: TurnLog, feedback: FeedbackLog, make: Any
+) -> None:
+    await make.log(turns, "t1")
+    await feedback.append(make.thumb("t1"), "key")
+    await turns.append((await turns.get("t1")).record, make.response("t1", 1))
+    assert await store.call("ZCARD", store.keys.turns) == 0  # it is a rated turn, and kept as one
+    assert sorted((await turns.get("t1")).responses) == [0, 1]
 
 
 async def test_running_drops_old_turns(store: Store, make: Any, until: Any) -> None:
