@@ -60,6 +60,11 @@ class View:
         stamp = Text(f"{time.monotonic() - self._started:6.0f} s  ", style="dim")
         self._console.print(stamp + Text(line), soft_wrap=True)
 
+    def ended(self, line: str) -> None:
+        """The end of a phase, which a terminal shows in the phase's own line."""
+        if not self._console.is_terminal:
+            self.say(line)
+
     async def _draw(self, live: Live) -> None:
         while True:
             live.refresh()
@@ -92,4 +97,4 @@ class Phase:
         task = self._progress.tasks[self._task]
         self._progress.update(self._task, completed=task.total, note=note)
         self._progress.stop_task(self._task)
-        self._view.say(f"{self._title.strip()}: {note}")
+        self._view.ended(f"{self._title}: {note}")
