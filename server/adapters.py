@@ -148,7 +148,7 @@ def verify(folder: Path, manifest: Mapping[str, Any], base: BaseShape, limits: S
 
 
 def _check_files(folder: Path) -> None:
-    for entry in os.scandir(folder):
+    for entry in sorted(folder.iterdir()):
         if entry.is_symlink():
             raise AdapterRefused("symlink", f"{entry.name} is a link")
         known = entry.is_dir() if entry.name == TRAINING else entry.name in (WEIGHTS, CONFIG, MANIFEST)

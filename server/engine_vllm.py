@@ -51,6 +51,9 @@ async def start_engine(config: Config) -> VllmEngine:
     """
     if config.model.path == "embedded":
         raise SetupError("model.path is still 'embedded'; `thumbwheel serve` prepares that model and passes its folder")
+    folder = Path(config.model.path)
+    if folder.is_absolute() and not (folder / "config.json").is_file():
+        raise SetupError(f"model.path: {folder} holds no model (there is no config.json)")
     # Apart from the launch: vLLM keeps an ImportError of one of its modules, which would keep these frames, and in them
     # the engine, until the interpreter's end.
     await asyncio.to_thread(_import_vllm, config.log.level == "debug")

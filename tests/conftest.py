@@ -15,6 +15,10 @@ import redis as redis_client
 
 from cli import redis_server as redis_binary
 
+# Read when torch is imported, so before that: engine and learner share two cores with the tests, and threads that wait
+# by spinning take the time of those that work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 class RedisProcess:
     """A server that keeps its file over kills."""

@@ -94,14 +94,14 @@ def reference(
 async def test_an_adapter_loaded_beside_a_running_answer_leaves_it_alone(
     engine: Engine, adapters: tuple[Weights, Weights], write_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
-    expected = [await sample(engine, PROMPTS[0], weights, max_tokens=200) for weights in (BASE, adapters[0])]
+    expected = [await sample(engine, PROMPTS[0], weights, max_tokens=100) for weights in (BASE, adapters[0])]
     begun = [asyncio.Event(), asyncio.Event()]
 
     async def stream(weights: Weights, begun: asyncio.Event) -> list[int]:
         ids: list[int] = []
         prompt = engine.render([("user", PROMPTS[0])])
         async for chunk in engine.generate(
-            f"x{next(numbers)}", prompt, SamplingSpec(200, 0.0, 1.0, (), None), 1, weights
+            f"x{next(numbers)}", prompt, SamplingSpec(100, 0.0, 1.0, (), None), 1, weights
         ):
             ids += chunk.token_ids
             begun.set()
