@@ -244,7 +244,7 @@ async def test_a_swap_on_vllm_leaves_running_streams_on_theirs(
     settings: MakeConfig, run_server: Any, publish: Publish, engine: Engine, until: Until
 ) -> None:
     config = settings()
-    record = await publish(config, "swap-v1", size=0.3)
+    record = await publish(config, "swap-v1", size=0.12)
     try:
         async with run_server(config, engine) as server:
             before = await answer(server, temperature=0, max_tokens=24)
@@ -253,11 +253,11 @@ async def test_a_swap_on_vllm_leaves_running_streams_on_theirs(
             async with registry_of(config) as registry:  # as the learner does it, beside this server
                 await registry.promote("swap-v1", "gate passed")
             new = Stream(server, content="New", max_tokens=20)
-            while True:
+            async with asyncio.timeout(60):
                 await new.task
-                if new.version == "swap-v1":
-                    break
-                new = Stream(server, content="New", max_tokens=20)
+                while new.version != "swap-v1":
+                    new = Stream(server, content="New", max_tokens=20)
+                    await new.task
             unfinished = [stream for stream in running if stream.finish is None]
             assert unfinished, "the swap must fall into running streams for this test to show anything"
             for stream in running:
