@@ -121,19 +121,19 @@ class Lora:
     layers: frozenset[int] | None
 
 
-def verify(folder: Path, manifest: Mapping[str, Any], base: BaseShape, limits: Server) -> None:
+def verify(folder: Path, facts: Mapping[str, Any], base: BaseShape, limits: Server) -> None:
     """Refuses an adapter unless it is exactly what `base` and its own configuration imply.
 
     Args:
         folder: a version's folder, whose digests have been checked (``thumbwheel.artifacts.verify_version``).
-        manifest: what the publisher declared; its `base_digest` must be this base's.
+        facts: what the publisher declared in the manifest; `base_digest` must be this base's.
 
     Raises:
         AdapterRefused: with one of the reasons unexpected_file, missing_file, symlink, base_digest, config, rank,
             header, truncated, keys, shape, dtype, not_finite, norm.
     """
     _check_files(folder)
-    if manifest.get("base_digest") != base.digest:
+    if facts.get("base_digest") != base.digest:
         raise AdapterRefused("base_digest", "it was trained on another base model than the one served here")
     lora = read_config(folder / CONFIG, limits.max_lora_rank)
     header = read_header(folder / WEIGHTS, MAX_HEADER)

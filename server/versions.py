@@ -236,8 +236,12 @@ class Versions:
     def _verify(self, record: VersionRecord) -> None:
         """Reads every byte of the version; in a thread, so that streams go on."""
         assert self._base is not None, "start comes first"
-        facts = verify_version(self._root, record)["facts"]
-        adapters.verify(self._root / record.path, facts, self._base, self._limits)
+        try:
+            facts = verify_version(self._root, record).get("facts")
+            folder = self._root / record.path
+            adapters.verify(folder, facts if isinstance(facts, dict) else {}, self._base, self._limits)
+        except OSError as error:
+            raise AdapterRefused("unreadable", f"{record.name} cannot be read: {error.strerror}") from error
 
     async def _make_room(self, coming: Place) -> None:
         """Unloads versions longest unused, until the engine's places are enough for all that hold one.
