@@ -279,6 +279,12 @@ def _is_loaded(place: Place) -> bool:
 
 
 async def _cancel(task: asyncio.Future[Any] | None) -> None:
-    if task is not None:
+    if task is None:
+        return
+    while not task.done():
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        # More than once: on Python 3.11 asyncio.wait_for, through which the store's client works, may lose a
+        # cancellation, and the next command lasts for seconds.
+        await asyncio.wait((task,), timeout=0.1)
+    if not task.cancelled():
+        task.exception()
