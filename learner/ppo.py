@@ -193,9 +193,8 @@ class Trainer:
                     "clipfrac": ppo_math.masked_mean(
                         ppo_math.clip_fraction(logp, old_logp, settings.clip_eps), batch.mask, count
                     ),
-                    # the old policy's samples, weighted to the policy of now
-                    "kl": (torch.exp(logp - old_logp) * ppo_math.kl_k1(logp, ref_logp) * batch.mask).sum()
-                    / len(minibatch),
+                    # k3, not k1: these very answers are being learned, which moves k1 at first order, k3 at second
+                    "kl": (ppo_math.kl_k3(logp, ref_logp) * batch.mask).sum() / len(minibatch),
                 }
             for name, value in parts.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()

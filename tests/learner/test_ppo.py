@@ -137,6 +137,13 @@ def test_an_iteration_stops_when_the_kl_runs_away(policy: Policy) -> None:
     assert stats["iteration_updates"] < 20
 
 
+def test_learning_an_answer_by_heart_is_not_taken_for_a_runaway_kl(policy: Policy) -> None:
+    """Answers of positive advantage become likelier: their k1 is no measure of how far the policy moved."""
+    stats = Trainer(policy, SETTINGS.model_copy(update={"epochs": 4}), seed=3).iterate(sampled(policy, 8))
+    tokens = stats["answer_tokens_mean"]
+    assert 0 < stats["kl_per_sequence_last"] < 5 * stats["approx_kl"] * tokens
+
+
 def test_kl_per_sequence_is_measured_on_the_samples(policy: Policy) -> None:
     samples = sampled(policy, 8)
     trainer = Trainer(policy, SETTINGS, seed=3)
