@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from thumbwheel import config
 from thumbwheel.errors import Conflict, TrainingDiverged
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.lease import Lease
-from thumbwheel.registry import Registry
+from thumbwheel.registry import BASE, Registry
 from thumbwheel.turn_log import TurnLog
 from thumbwheel.vote_stream import VoteStream
 from thumbwheel_client.v1 import record_pb2 as pb
@@ -287,10 +288,10 @@ class Wheel:
         prompts = self._gate_prompts(data)
         tokens = min(self.settings.ppo.max_answer_tokens, max((answer.max_tokens for answer in prompts), default=1))
         ids = [answer.prompt_ids for answer in prompts]
-        ours, theirs, base = [
-            await self.rollouts.sample(name, ids, max_tokens=tokens, seed=batch.seed, n=settings.samples)
-            for name in (candidate.name, batch.parent, "base")
-        ]
+        ask = partial(self.rollouts.sample, prompts=ids, max_tokens=tokens, seed=batch.seed)
+        ours = await ask(candidate.name, n=settings.samples)
+        theirs = await ask(batch.parent, n=settings.samples)
+        base = theirs if batch.parent == BASE else await ask(BASE)
         await asyncio.to_thread(self.policy.load_adapter, self.publisher.root / candidate.path)
         samples = [Sample(ids[rollout.prompt], rollout.token_ids, rollout.logp, candidate.name) for rollout in ours]
         meter = Trainer(self.policy, self.settings.ppo, batch.seed)

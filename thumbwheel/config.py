@@ -77,7 +77,7 @@ class Server(Section):
     default_temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     """Temperature when the caller names none. Answers at 1 train best."""
     default_deadline: Seconds = 120
-    """Deadline of a chat call that comes without one; also the longest that is accepted."""
+    """Longest time for a call; one with a longer deadline, or none, is ended then."""
     drain: Seconds = 8
     """How long running answers may go on after SIGTERM."""
 
@@ -136,19 +136,19 @@ class Ppo(Section):
     """AdamW's rate for the value head."""
     warmup_updates: Annotated[int, Field(ge=0)] = 4
     """Optimiser steps over which the rate rises; the first updates are the roughest."""
-    fresh_iterations: Annotated[int, Field(ge=0)] = 3
+    fresh_iterations: Annotated[int, Field(ge=0)] = 5
     """Iterations on fresh rollouts scored by the reward model, after the one on rated traffic."""
-    rollouts: Positive = 64
+    rollouts: Positive = 48
     """Answers in a fresh iteration."""
     max_answer_tokens: Positive = 256
     """Longest answer that trains the policy; bounds time and memory of an iteration."""
     epochs: Positive = 2
     """Passes over an iteration's answers."""
-    minibatches: Positive = 4
+    minibatches: Positive = 8
     """Optimiser steps a pass."""
     gamma: Share = 1.0
     """Discount."""
-    lam: Share = 0.95
+    lam: Share = 0.99
     """GAE's lambda."""
     clip_eps: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Clip range of the probability ratio."""
