@@ -155,7 +155,7 @@ async def test_a_server_that_hangs_costs_no_more_than_the_limit(own_redis: Any, 
     started = time.monotonic()
     with pytest.raises(StoreUnavailable):
         await own_store.call("GET", own_store.keys.live)
-    assert time.monotonic() - started < 2 * ANSWER_SECONDS
+    assert time.monotonic() - started < 2.5 * ANSWER_SECONDS
     own_redis.thaw()
     assert await own_store.call("GET", own_store.keys.live) is None
 

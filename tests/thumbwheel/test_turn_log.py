@@ -128,7 +128,7 @@ async def test_a_store_that_hangs_stalls_one_answer_for_a_moment(own_redis: Any,
     started = time.monotonic()
     for i in range(1, 4):
         assert await turns.append(make.turn(f"t{i}"), make.response(f"t{i}")) == chat_pb2.LOG_STATUS_PENDING
-    assert time.monotonic() - started < ANSWER_SECONDS + 0.5  # the second and third did not wait
+    assert time.monotonic() - started < 2 * ANSWER_SECONDS  # the second and third did not wait
     own_redis.thaw()
     assert await turns.flush()
     assert len(await recent(turns)) == 4
