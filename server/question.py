@@ -14,7 +14,7 @@ from thumbwheel_client.v1 import chat_pb2, record_pb2
 MAX_ANSWERS = 8
 MAX_CONVERSATION_ID_CHARS = 128
 MAX_VERSION_CHARS = 128
-CHARS_PER_TOKEN = 64
+CHARS_PER_TOKEN = 32
 """No text has more: longer input is refused before the tokenizer spends time on it."""
 
 ROLES = {record_pb2.ROLE_SYSTEM: "system", record_pb2.ROLE_USER: "user", record_pb2.ROLE_ASSISTANT: "assistant"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -137,3 +138,20 @@ async def test_an_error_of_one_sample_ends_the_call_and_the_others(
         assert refusal.value.code() is grpc.StatusCode.INTERNAL
         await until(lambda: not engine.running)
         assert running("rollout") == 0
+
+
+async def test_a_drain_does_not_wait_for_rollouts_and_tells_the_learner_to_come_again(
+    settings: MakeConfig, run_server: Any, until: Until
+) -> None:
+    engine = ScriptedEngine()
+    async with run_server(settings(drain=20), engine) as server:
+        engine.resume.clear()
+        call = server.rollout.Rollout(rollout(*[b"x"] * 4))
+        await until(lambda: len(engine.running) == 4)
+        server.stop.set()
+        async with asyncio.timeout(10):
+            with pytest.raises(aio.AioRpcError) as end:
+                await call.read()
+            await server.task
+        assert end.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert not engine.running
