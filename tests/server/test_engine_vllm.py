@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -29,17 +28,28 @@ numbers = itertools.count()
 
 
 @pytest.fixture
-async def adapters(
-    engine: Engine, write_adapter: Callable[..., Path], tmp_path: Path
-) -> AsyncIterator[tuple[Weights, Weights]]:
-    """Two adapters of different ranks, loaded."""
-    one = Weights(f"one-{next(numbers)}", 700 + next(numbers), write_adapter(tmp_path / "1", seed=1, size=0.3))
-    two = Weights(f"two-{next(numbers)}", 700 + next(numbers), write_adapter(tmp_path / "2", seed=2, rank=4, size=0.4))
-    await engine.load(one)
-    await engine.load(two)
-    yield one, two
-    await engine.unload(one.adapter_id)
-    await engine.unload(two.adapter_id)
+async def adapters(engine: Engine, write_adapter: Callable[..., Path], tmp_path: Path) -> AsyncIterator[list[Weights]]:
+    """Three adapters of different ranks, and the engine's fourth place free."""
+    loaded = []
+    for seed, rank in ((1, 8), (2, 4), (3, 16)):
+        folder = write_adapter(tmp_path / str(seed), seed=seed, rank=rank, size=0.3)
+        weights = Weights(f"v{next(numbers)}", 700 + next(numbers), folder)
+        await engine.load(weights)
+        loaded.append(weights)
+    yield loaded
+    for weights in loaded:
+        await engine.unload(weights.adapter_id)
+
+
+@pytest.fixture
+async def crowd(
+    engine: Engine, adapters: list[Weights], write_adapter: Callable[..., Path], tmp_path: Path
+) -> AsyncIterator[list[Weights]]:
+    """The base and an adapter in each of the engine's places: stock code puts the last one into the base's answers."""
+    last = Weights(f"v{next(numbers)}", 700 + next(numbers), write_adapter(tmp_path / "last", seed=4, size=0.3))
+    await engine.load(last)
+    yield [BASE, *adapters, last]
+    await engine.unload(last.adapter_id)
 
 
 async def sample(
@@ -54,8 +64,8 @@ async def sample(
     return ids, logprobs
 
 
-async def test_a_mixed_batch_answers_as_each_would_alone(engine: Engine, adapters: tuple[Weights, Weights]) -> None:
-    jobs = [(prompt, weights) for prompt in PROMPTS for weights in (BASE, *adapters)]
+async def test_a_mixed_batch_answers_as_each_would_alone(engine: Engine, crowd: list[Weights]) -> None:
+    jobs = [(prompt, weights) for prompt in PROMPTS[:3] for weights in crowd]
     alone = [await sample(engine, *job) for job in jobs]
     together = await asyncio.gather(*(sample(engine, *job) for job in jobs))
     assert [ids for ids, _ in together] == [ids for ids, _ in alone]
@@ -64,9 +74,9 @@ async def test_a_mixed_batch_answers_as_each_would_alone(engine: Engine, adapter
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (0.8, 0.9)])
 async def test_log_probabilities_are_those_of_the_reference_as_sampled(
-    engine: Engine, adapters: tuple[Weights, Weights], tiny_model: Path, temperature: float, top_p: float
+    engine: Engine, crowd: list[Weights], tiny_model: Path, temperature: float, top_p: float
 ) -> None:
-    jobs = [(prompt, weights) for prompt in PROMPTS[:2] for weights in (BASE, *adapters)]
+    jobs = [(prompt, weights) for prompt in PROMPTS[:2] for weights in crowd]
     sampled = await asyncio.gather(*(sample(engine, *job, temperature, top_p) for job in jobs))
     for (prompt, weights), (ids, logprobs) in zip(jobs, sampled, strict=True):
         expected = reference(tiny_model, weights, engine.render([("user", prompt)]), ids, temperature, top_p)
@@ -92,7 +102,7 @@ def reference(
 
 
 async def test_an_adapter_loaded_beside_a_running_answer_leaves_it_alone(
-    engine: Engine, adapters: tuple[Weights, Weights], write_adapter: Callable[..., Path], tmp_path: Path
+    engine: Engine, adapters: list[Weights], write_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     expected = [await sample(engine, PROMPTS[0], weights, max_tokens=100) for weights in (BASE, adapters[0])]
     begun = [asyncio.Event(), asyncio.Event()]
@@ -202,16 +212,23 @@ def serving(tiny_model: Path, tmp_path: Path):
     process.stdout.close()
 
 
-def engine_process(server: subprocess.Popen[str]) -> psutil.Process:
-    """The process that holds the weights: the child in a process group of its own."""
+@contextlib.contextmanager
+def engine_process(server: subprocess.Popen[str]) -> Iterator[psutil.Process]:
+    """The process that holds the weights, the child in a process group of its own; killed in the end, should it live."""
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+    found: psutil.Process | None = None
+    while found is None:
         assert server.poll() is None, "the server ended"
+        assert time.monotonic() < deadline, "no engine process came"
         for child in psutil.Process(server.pid).children():
             with contextlib.suppress(ProcessLookupError):
                 if os.getpgid(child.pid) == child.pid:
-                    return child
-    raise AssertionError("no engine process came")
+                    found = child
+    try:
+        yield found
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.kill()
 
 
 def wait_for(server: subprocess.Popen[str], line: str) -> None:
@@ -224,26 +241,23 @@ def wait_for(server: subprocess.Popen[str], line: str) -> None:
 
 def test_no_engine_outlives_a_killed_server(serving: subprocess.Popen[str]) -> None:
     wait_for(serving, "token")
-    child = engine_process(serving)
-    serving.kill()
-    child.wait(10)
+    with engine_process(serving) as engine:
+        serving.kill()
+        engine.wait(10)
 
 
 def test_no_engine_outlives_a_server_that_is_killed_while_it_starts(serving: subprocess.Popen[str]) -> None:
-    child = engine_process(serving)
-    serving.kill()
-    child.wait(10)
+    with engine_process(serving) as engine:
+        serving.kill()
+        engine.wait(10)
 
 
 def test_a_server_learns_that_its_engine_died_and_can_still_close(serving: subprocess.Popen[str]) -> None:
     wait_for(serving, "token")
-    engine_process(serving).send_signal(signal.SIGKILL)
+    with engine_process(serving) as engine:
+        # A terminal's Ctrl-C goes to the server's group: it drains, and needs its engine for that.
+        assert os.getpgid(engine.pid) != os.getpgid(serving.pid)
+        engine.kill()
     for line in ("dead", "checked", "closed"):
         wait_for(serving, line)
     assert serving.wait(10) == 0
-
-
-def test_a_signal_to_the_terminal_leaves_the_engine_to_its_server(serving: subprocess.Popen[str]) -> None:
-    wait_for(serving, "token")
-    child = engine_process(serving)
-    assert os.getpgid(child.pid) != os.getpgid(serving.pid)
