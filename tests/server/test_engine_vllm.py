@@ -214,7 +214,7 @@ def serving(tiny_model: Path, tmp_path: Path):
 
 @contextlib.contextmanager
 def engine_process(server: subprocess.Popen[str]) -> Iterator[psutil.Process]:
-    """The process that holds the weights, the child in a process group of its own; killed in the end, should it live."""
+    """The process that holds the weights: the child in a process group of its own. Killed in the end if it lives."""
     deadline = time.monotonic() + 120
     found: psutil.Process | None = None
     while found is None:
