@@ -36,7 +36,7 @@ from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.lease import Lease
 from thumbwheel.registry import BASE, Registry
 from thumbwheel.turn_log import TurnLog
-from thumbwheel.vote_stream import VoteStream
+from thumbwheel.vote_stream import StreamId, VoteStream
 from thumbwheel_client.v1 import record_pb2 as pb
 
 log = logging.getLogger("thumbwheel.learner.cycle")
@@ -182,6 +182,8 @@ class Wheel:
         async for turn_id in self.feedback.rated_turns(self.settings.reward_model.window):
             if turn_id not in rated:
                 ids.append(turn_id)
+        # Votes that came after the batch was frozen wait for theirs: a cycle that is repeated must see what it saw.
+        last = StreamId.parse(batch.event_ids[-1]) if batch.event_ids else StreamId(0, 0)
         data, fresh = Dataset(), set[str]()
         for start in range(0, len(ids), TURNS_PER_READ):
             part = ids[start : start + TURNS_PER_READ]
@@ -190,7 +192,8 @@ class Wheel:
                 if turn is None:
                     continue
                 before = len(data.answers)
-                data.add_turn(turn, votes.get(turn.record.turn_id, ()), self.encode)
+                known = [vote for vote in votes.get(turn.record.turn_id, ()) if StreamId.parse(vote[0]) <= last]
+                data.add_turn(turn, known, self.encode)
                 if turn.record.turn_id in rated:
                     fresh |= {answer.key for answer in data.answers[before:]}
         return data, frozenset(fresh)

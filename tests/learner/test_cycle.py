@@ -1,0 +1,258 @@
+"""A cycle on a real store and a real, tiny policy; only the rollouts are made up (tests/test_loop.py has real ones)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from learner.competence import Competence
+from learner.cycle import Wheel
+from learner.features import FeatureCache
+from learner.policy import Policy
+from learner.publish import Publisher
+from learner.rollouts import Sampled
+from thumbwheel import artifacts
+from thumbwheel.config import Config, load
+from thumbwheel.feedback_log import FeedbackLog
+from thumbwheel.lease import Lease
+from thumbwheel.records import now
+from thumbwheel.registry import Registry
+from thumbwheel.store import Store
+from thumbwheel.turn_log import TurnLog
+from thumbwheel.vote_stream import VoteStream
+from thumbwheel_client.v1 import record_pb2 as pb
+
+SETTINGS = (
+    "learner.reward_model.min_auc=0", "learner.gate.min_win_rate=0", "learner.gate.min_judge_votes=1",
+    "learner.gate.max_kl=1000", "learner.ppo.kl_budget=1000", "learner.ppo.fresh_iterations=1",
+    "learner.ppo.rollouts=8", "learner.ppo.epochs=1", "learner.ppo.minibatches=2",
+)  # fmt: skip
+
+
+class MadeUp:
+    """Answers of random tokens. `meddle` is called before each batch of them."""
+
+    def __init__(self) -> None:
+        self.meddle: Callable[[], Awaitable[None]] | None = None
+        self.logp = -10.0
+        self.asked: list[str] = []
+
+    async def sample(
+        self, version: str, prompts: Sequence[Sequence[int]], *, max_tokens: int, seed: int, n: int = 1, **_: float
+    ) -> list[Sampled]:
+        self.asked.append(version)
+        if self.meddle is not None:
+            await self.meddle()
+        dice = np.random.default_rng(seed)
+        drawn = [
+            (place, tuple(dice.integers(10, 40_000, 6).tolist())) for place in range(len(prompts)) for _ in range(n)
+        ]
+        return [Sampled(place, tokens, (self.logp,) * 6, "words", False) for place, tokens in drawn]
+
+
+class Bench:
+    """A wheel and the means to feed it."""
+
+    def __init__(self, wheel: Wheel, rollouts: MadeUp) -> None:
+        self.wheel = wheel
+        self.rollouts = rollouts
+
+    async def votes(self, count: int, first: int = 0) -> None:
+        for number in range(first, first + count):
+            dice = np.random.default_rng(number)
+            turn = pb.TurnRecord(
+                turn_id=f"t{number}",
+                owner="owner",
+                created_at=now(),
+                messages=[pb.Message(role=pb.ROLE_USER, content=f"Question {number}?")],
+                prompt_token_ids=[1, 100 + number, 7],
+                sampling=pb.Sampling(max_tokens=8, temperature=1.0, top_p=1.0),
+            )
+            answer = pb.ResponseRecord(
+                response_id=f"t{number}-0",
+                text="words",
+                token_ids=dice.integers(10, 40_000, 6).tolist(),
+                logprobs=[-10.0] * 6,
+                finish_reason=pb.FINISH_REASON_LENGTH,
+                spans=[pb.VersionSpan(version="base")],
+                finished_at=now(),
+            )
+            await self.wheel.turns.append(turn, answer)
+            event = pb.VoteEvent(
+                turn_id=turn.turn_id, response_id=answer.response_id, rater="owner", kind=pb.VOTE_KIND_THUMB,
+                thumb=pb.THUMB_UP if number % 2 else pb.THUMB_DOWN, created_at=now(),
+            )  # fmt: skip
+            await self.wheel.feedback.append(event, f"key {number}")
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model: Path) -> Policy:
+    return Policy(tiny_model, Config().learner.lora, 1)
+
+
+@pytest.fixture
+async def make(redis_url: str, tmp_path: Path, policy: Policy) -> AsyncIterator[Callable[..., Awaitable[Bench]]]:
+    stores = []
+
+    async def make(*settings: str) -> Bench:
+        config = load(Path("/dev/null"), [*SETTINGS, *settings], {})
+        store = await Store.open(redis_url, "test")
+        stores.append(store)
+        registry, rollouts = Registry(store), MadeUp()
+        lease = Lease(store, "test", 60)
+        assert await lease.acquire()
+        wheel = Wheel(
+            settings=config.learner,
+            stream=VoteStream(store),
+            turns=TurnLog(store, config.turn_log),
+            feedback=FeedbackLog(store, config.feedback),
+            registry=registry,
+            lease=lease,
+            policy=policy,
+            features=FeatureCache(100),
+            rollouts=rollouts,  # type: ignore[arg-type]
+            publisher=Publisher(registry, tmp_path, "digest"),
+            competence=Competence(rollouts, lambda text: [5, 6, 7]),  # type: ignore[arg-type]
+            encode=lambda text: [9],
+        )
+        return Bench(wheel, rollouts)
+
+    yield make
+    for store in stores:
+        await store.close()
+
+
+async def test_a_cycle_releases_and_spends_its_votes(make: Callable[..., Awaitable[Bench]], tmp_path: Path) -> None:
+    bench = await make()
+    await bench.votes(60)
+    record = await bench.wheel.turn()
+    assert record.outcome == "released", record.reasons
+    live = await bench.wheel.registry.live()
+    assert live.name == record.version
+    assert live.metrics["votes"] == 60
+    manifest = artifacts.verify_version(tmp_path, live)
+    assert manifest["facts"]["base_digest"] == "digest"
+    assert manifest["facts"]["batch_digest"] == record.batch.digest
+    assert await bench.wheel.stream.waiting() == 0
+    # Folders of the steps on the way are gone; the version's stays.
+    assert os.listdir(tmp_path) == [live.path]
+
+
+async def test_too_few_votes_end_the_cycle_and_say_so(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make("learner.reward_model.min_votes=30")
+    await bench.votes(12)
+    record = await bench.wheel.turn()
+    assert record.outcome == "too_few_votes"
+    assert "30 are needed" in record.reasons[0]
+    assert (await bench.wheel.registry.live()).name == "base"
+    assert await bench.wheel.stream.waiting() == 0
+
+
+async def test_a_reward_model_below_the_floor_ends_the_cycle_and_says_so(
+    make: Callable[..., Awaitable[Bench]],
+) -> None:
+    bench = await make("learner.reward_model.min_auc=0.99")
+    await bench.votes(60)
+    record = await bench.wheel.turn()
+    assert record.outcome == "reward_model_below_floor"
+    assert "AUC" in record.reasons[0]
+    assert not bench.rollouts.asked
+
+
+async def test_the_gate_can_refuse_and_the_live_version_stays(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make("learner.gate.min_win_rate=1")
+    await bench.votes(60)
+    record = await bench.wheel.turn()
+    assert record.outcome == "rejected"
+    assert "win rate" in record.reasons[0]
+    assert (await bench.wheel.registry.live()).name == "base"
+    refused = await bench.wheel.registry.get(record.version)
+    assert refused.state == pb.VERSION_STATE_REJECTED
+    assert list(refused.reasons) == list(record.reasons)
+
+
+async def test_numbers_that_are_not_finite_end_the_cycle_not_the_process(
+    make: Callable[..., Awaitable[Bench]],
+) -> None:
+    bench = await make()
+    bench.rollouts.logp = float("nan")
+    await bench.votes(60)
+    record = await bench.wheel.turn()
+    assert record.outcome == "diverged"
+    assert "not finite" in record.reasons[0]
+
+
+async def test_a_killed_cycle_is_repeated_with_the_same_votes_and_makes_the_same_version(
+    make: Callable[..., Awaitable[Bench]], tmp_path: Path
+) -> None:
+    bench = await make()
+    await bench.votes(60)
+    staged: list[str] = []
+
+    async def die() -> None:
+        staged.extend(os.listdir(tmp_path))
+        raise KeyError("killed")
+
+    bench.rollouts.meddle = die
+    with pytest.raises(KeyError):
+        await bench.wheel.turn()
+    await bench.votes(5, first=60)  # these wait for the next cycle
+
+    await bench.wheel.lease.release()  # a killed learner's lapses
+
+    again = await make()
+    record = await again.wheel.turn()
+    assert len(record.batch.event_ids) == 60
+    assert record.batch.cycle_id == "cycle-1"
+    assert again.rollouts.asked[0].split("-")[1] in staged[0]  # the name ends in the digest of the weights
+    assert await again.wheel.stream.waiting() == 5
+
+
+async def test_what_operators_chose_meanwhile_stands(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make()
+    await bench.votes(60)
+    registry = bench.wheel.registry
+    await registry.register(pb.VersionRecord(name="theirs", state=pb.VERSION_STATE_CANDIDATE, path="x"))
+
+    async def promote() -> None:
+        await registry.promote("theirs", "by hand")
+
+    bench.rollouts.meddle = promote
+    record = await bench.wheel.turn()
+    assert record.outcome == "superseded"
+    assert (await registry.live()).name == "theirs"
+    assert (await registry.get(record.version)).state == pb.VERSION_STATE_REJECTED
+
+
+async def test_votes_on_stale_answers_fit_the_reward_model_but_do_not_train_the_policy(
+    make: Callable[..., Awaitable[Bench]],
+) -> None:
+    bench = await make("learner.ppo.max_staleness=0")
+    await bench.votes(60)
+    first = await bench.wheel.turn()
+    assert first.outcome == "released"
+    await bench.votes(60, first=100)  # still answers of the base, which is two releases old by the next cycle
+    second = await bench.wheel.turn()
+    assert second.metrics["ppo_samples"] == 8  # only the fresh rollouts
+
+
+async def test_a_heartbeat_goes_on_while_torch_works(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make()
+    await bench.votes(60)
+    beats = 0
+
+    async def beat() -> None:
+        nonlocal beats
+        while True:
+            await asyncio.sleep(0)
+            beats += 1
+
+    task = asyncio.create_task(beat())
+    await bench.wheel.turn()
+    task.cancel()
+    assert beats > 100
