@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -32,6 +31,10 @@ SETTINGS = (
     "learner.gate.max_kl=1000", "learner.ppo.kl_budget=1000", "learner.ppo.fresh_iterations=1",
     "learner.ppo.rollouts=8", "learner.ppo.epochs=1", "learner.ppo.minibatches=2",
 )  # fmt: skip
+
+
+def names(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()]
 
 
 class MadeUp:
@@ -140,7 +143,7 @@ async def test_a_cycle_releases_and_spends_its_votes(make: Callable[..., Awaitab
     assert manifest["facts"]["batch_digest"] == record.batch.digest
     assert await bench.wheel.stream.waiting() == 0
     # Folders of the steps on the way are gone; the version's stays.
-    assert os.listdir(tmp_path) == [live.path]
+    assert names(tmp_path) == [live.path]
 
 
 async def test_too_few_votes_end_the_cycle_and_say_so(make: Callable[..., Awaitable[Bench]]) -> None:
@@ -195,7 +198,7 @@ async def test_a_killed_cycle_is_repeated_with_the_same_votes_and_makes_the_same
     staged: list[str] = []
 
     async def die() -> None:
-        staged.extend(os.listdir(tmp_path))
+        staged.extend(names(tmp_path))
         raise KeyError("killed")
 
     bench.rollouts.meddle = die
