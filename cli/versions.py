@@ -46,7 +46,12 @@ def versions(
         async with connection.connect(address) as services:
             pages = [page async for page in list_pages(services, user, training)]
         records = [record for page in pages for record in page.versions]
-        Console().print(table(records, pages[0].live))
+        console = Console()
+        console.print(table(records, pages[0].live))
+        # Beneath the table and not in it: on a narrow terminal a column of sentences is a column of syllables.
+        for record in records:
+            if record.reasons:
+                console.print(f"[dim]{escape(record.name)}:[/] {escape('; '.join(record.reasons))}", highlight=False)
 
     connection.run(work, server, data_dir)
 
@@ -107,7 +112,6 @@ def table(records: list[pb.VersionRecord], live: str) -> Table:
     for heading, _, _ in COLUMNS:
         view.add_column(heading, justify="right")
     view.add_column("created", no_wrap=True)
-    view.add_column("reason", overflow="fold", ratio=1)
     for record in records:
         view.add_row(
             "●" if record.name == live else "",
@@ -116,7 +120,6 @@ def table(records: list[pb.VersionRecord], live: str) -> Table:
             escape(record.parent),
             *(form.format(record.metrics[key]) if key in record.metrics else "" for _, key, form in COLUMNS),
             _local_time(record) if record.HasField("created_at") else "",
-            escape("; ".join(record.reasons)),
         )
     return view
 
