@@ -6,7 +6,7 @@ per answer and serve every pass of PPO, the reference, and the reward model's fe
     tokens ──► lower (frozen) ──► activations ──┬──► upper, adapter on  ──► final ──► log-probabilities, entropy
                once per answer                  ├──► upper, adapter off ──► final ──► reference's log-probabilities
                                                 │                         └───────► value (detached trunk)
-                                                └──► mean over answer tokens ──► the reward model's features
+                                                └──► mean over answer tokens, form ──► the reward model's features
 
 Shapes: B answers, T tokens of prompt and answer, A answer tokens, D hidden size, V vocabulary. Rows are padded on the
 right and attention is causal, so no token ever sees padding: no attention mask is needed anywhere. What all prompts
@@ -16,6 +16,7 @@ of a batch begin with (a system prompt, the template) passes through the layers 
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -143,6 +144,8 @@ class Policy:
         decoder = base.model
         self._lower = stack(decoder, 0, self.boundary, nn.Identity())
         self._upper = stack(decoder, self.boundary, layers, decoder.norm)
+        ends = base.generation_config.eos_token_id
+        self._ends = frozenset([ends] if isinstance(ends, int) else ends or ())
         self._head: Tensor = base.get_output_embeddings().weight.detach()  # (V, D)
         self.value_head = nn.Linear(base.config.hidden_size, 1).to(self.device)
         nn.init.zeros_(self.value_head.weight)
@@ -223,12 +226,19 @@ class Policy:
         return [found[pair] for pair in pairs]
 
     def features(self, pairs: Sequence[Answer]) -> npt.NDArray[np.float32]:
-        """What the reward model sees: (N, D), mean over the answer's tokens of the activations below the adapter."""
+        """What the reward model sees: (N, D + 2).
+
+        The mean over the answer's tokens of the activations below the adapter, then the answer's form, which a mean
+        hides and every reader sees: log(1 + tokens), and 1 where the model ended it itself.
+        """
         rows = [
             hidden[len(prompt) :].float().mean(0)
             for (prompt, _), hidden in zip(pairs, self.activations(pairs), strict=True)
         ]
-        return cast(npt.NDArray[np.float32], torch.stack(rows).cpu().numpy())
+        form = [[math.log1p(len(answer)), float(answer[-1] in self._ends)] for _, answer in pairs]
+        return cast(
+            npt.NDArray[np.float32], np.hstack([torch.stack(rows).cpu().numpy(), np.array(form, dtype=np.float32)])
+        )
 
     @torch.no_grad()
     def lower(self, batch: Batch) -> Tensor:

@@ -4,7 +4,8 @@ Unpaired votes (thumbs, stars) by logistic regression, pairs (rankings, edits) b
 loss with an L2 penalty chosen by cross-validation. Probabilities are calibrated by Platt scaling (1999) on
 out-of-fold scores. Everything that is reported was measured on conversations that the fit had not seen.
 
-Legend: N answers, D features, x (N, D) standardised features, z (N,) scores (logits).
+Legend: N answers, D features (the last FORM of them the answer's form), x (N, D) standardised features, z (N,) scores
+(logits).
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ from thumbwheel import config
 
 Floats = NDArray[np.float64]
 Features = NDArray[np.floating[Any]]
-PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+FORM = 2
+"""The last features describe the answer's form (length, ending), not its content; see Policy.features."""
+FORM_SCALE = 4.0
+"""How much more the prior lets form weigh than one of hundreds of content features. Measured on 128 answers with 10 %
+flipped thumbs, AUC against the truth at 1 / 4 / 17: brief .81/.93/.92, impersonal .82/.81/.80, unbroken .79/.83/.84."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,7 @@ def _subset(targets: _Targets, keep: NDArray[np.bool_]) -> _Targets:
 def _fit(features: Features, targets: _Targets, penalty: float, slope: float = 1.0, offset: float = 0.0) -> RewardModel:
     used = np.unique(np.concatenate([targets.rows, targets.better, targets.worse]))
     mean, std = features[used].mean(0), features[used].std(0) + 1e-6
+    std[-FORM:] /= FORM_SCALE
     x = (features - mean) / std
     xl, xp = x[targets.rows], x[targets.better] - x[targets.worse]  # (L, D), (P, D)
     total = targets.weights.sum() + targets.pair_weights.sum()

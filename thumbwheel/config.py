@@ -164,6 +164,8 @@ class Ppo(Section):
     """KL to the reference, in nats per answer, at which a cycle stops. Past about 5 answers turn curt and wrong."""
     vote_weight: Share = 0.5
     """Share of a person's own vote in the reward of an answer that has one; the rest is the reward model's."""
+    target_kl: Annotated[float, Field(gt=0)] = 0.1
+    """KL of a minibatch to the policy before the iteration, in nats per token, at which the iteration ends early."""
     max_staleness: Annotated[int, Field(ge=0)] = 1
     """Versions that a logged answer may lie behind the live one and still train the policy."""
     max_importance: Annotated[float, Field(ge=1)] = 2.0

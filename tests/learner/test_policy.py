@@ -135,10 +135,12 @@ def test_features_are_the_mean_over_the_answer_below_the_adapter(policy: Policy,
     disturb(policy)
     base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     features = policy.features(PAIRS)
-    assert features.shape == (3, 64)
+    assert features.shape == (3, 64 + 2)
     for row, (prompt, answer) in enumerate(PAIRS):
         hidden = base(torch.tensor([prompt + answer]), output_hidden_states=True).hidden_states[policy.boundary]
-        np.testing.assert_allclose(features[row], hidden[0, len(prompt) :].mean(0).detach().numpy(), atol=1e-5)
+        np.testing.assert_allclose(features[row, :64], hidden[0, len(prompt) :].mean(0).detach().numpy(), atol=1e-4)
+    # Three tokens that end in no end-of-turn token, and one that is nothing else.
+    np.testing.assert_allclose(features[[0, 2], 64:], [[np.log(4), 0], [np.log(2), 1]], atol=1e-6)
 
 
 def test_activations_are_computed_once(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:

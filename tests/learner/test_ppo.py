@@ -15,7 +15,7 @@ from thumbwheel import config
 from thumbwheel.errors import TrainingDiverged
 
 LORA = config.Lora(rank=4, alpha=8, layers=0.5)
-SETTINGS = config.Ppo(learning_rate=1e-3, warmup_updates=2, epochs=2, minibatches=2, kl_budget=100)
+SETTINGS = config.Ppo(learning_rate=1e-3, warmup_updates=2, epochs=2, minibatches=2)
 WANTED = 11
 
 
@@ -50,7 +50,7 @@ def test_an_iteration_reports_what_cleanrl_logs(policy: Policy) -> None:
     stats = Trainer(policy, SETTINGS, seed=3).iterate(samples, shares.append)
     assert {
         "policy_loss", "value_loss", "entropy", "approx_kl", "old_approx_kl", "clipfrac", "explained_variance",
-        "learning_rate", "value_learning_rate", "grad_norm", "kl_per_sequence", "kl_per_sequence_last", "reward_mean",
+        "learning_rate", "value_learning_rate", "grad_norm", "kl_per_sequence", "reward_mean",
         "reward_std", "effective_sample_size", "answer_tokens_mean", "updates", "stopped_early",
     } <= stats.keys()  # fmt: skip
     assert all(math.isfinite(value) for value in stats.values())
@@ -130,18 +130,10 @@ def test_a_stale_policys_samples_are_weighted_down(policy: Policy) -> None:
 
 def test_an_iteration_stops_when_the_kl_runs_away(policy: Policy) -> None:
     samples = sampled(policy, 8)
-    wild = SETTINGS.model_copy(update={"learning_rate": 0.05, "epochs": 10, "kl_budget": 0.5, "warmup_updates": 0})
+    wild = SETTINGS.model_copy(update={"learning_rate": 0.05, "epochs": 10, "warmup_updates": 0})
     stats = Trainer(policy, wild, seed=3).iterate(samples)
     assert stats["stopped_early"] == 1
-    assert stats["kl_per_sequence_last"] > 0.75
     assert stats["iteration_updates"] < 20
-
-
-def test_learning_an_answer_by_heart_is_not_taken_for_a_runaway_kl(policy: Policy) -> None:
-    """Answers of positive advantage become likelier: their k1 is no measure of how far the policy moved."""
-    stats = Trainer(policy, SETTINGS.model_copy(update={"epochs": 4}), seed=3).iterate(sampled(policy, 8))
-    tokens = stats["answer_tokens_mean"]
-    assert 0 < stats["kl_per_sequence_last"] < 5 * stats["approx_kl"] * tokens
 
 
 def test_kl_per_sequence_is_measured_on_the_samples(policy: Policy) -> None:
