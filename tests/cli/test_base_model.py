@@ -102,6 +102,7 @@ def prepare(data_dir: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_embedded_model_is_prepared_once_by_two_at_once_after_one_was_killed(tmp_path: Path) -> None:
     models = tmp_path / "models"
     with prepare(tmp_path) as killed:

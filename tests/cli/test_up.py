@@ -201,7 +201,8 @@ def test_server_alone_on_a_named_redis(redis_url: str, tiny_model: Path, tmp_pat
         port = probe.getsockname()[1]
     words = command("serve", tmp_path / "data", sets=(f"server.grpc_port={port}", "server.http_port=0"))
     with subprocess.Popen([*words, "--set", f"model.path={tiny_model}"], env=environment(REDIS_URL=redis_url)) as serve:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        options = [("grpc.max_reconnect_backoff_ms", 500)]
+        with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
             grpc.channel_ready_future(channel).result(START_SECONDS)
         serve.send_signal(signal.SIGINT)
         assert serve.wait(20) == 0
