@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,12 +196,11 @@ class Server:
         log.info("draining", extra={"seconds": self._config.server.drain})
         await self._health.drain()
         self._models.stop_watches()
-        closing = asyncio.create_task(self._grpc.stop(self._config.server.drain))  # refuses new calls from now on
-        idle = asyncio.create_task(self._boundary.idle())
-        await asyncio.wait((closing, idle), return_when=asyncio.FIRST_COMPLETED)
-        idle.cancel()
-        await self._grpc.stop(LAST_WORDS)
-        await closing
+        self._boundary.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._config.server.drain):
+                await self._boundary.idle()
+        await self._grpc.stop(LAST_WORDS)  # rollouts and health watches end here
         await self._turns.settle()
         log.info("drained")
 

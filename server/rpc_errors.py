@@ -84,9 +84,14 @@ class Boundary(aio.ServerInterceptor):
 
     def __init__(self, longest: float) -> None:
         self._longest = longest
+        self._closed = False
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def close(self) -> None:
+        """From now on new calls are refused, on old and new connections alike."""
+        self._closed = True
 
     async def idle(self) -> None:
         """Returns when no call with an end is running."""
@@ -134,6 +139,9 @@ class Boundary(aio.ServerInterceptor):
         return call
 
     async def _guard(self, method: str, context: Context, body: Callable[[], Awaitable[Any]]) -> Any:
+        if self._closed:
+            metrics.REQUESTS.labels(method, "UNAVAILABLE").inc()
+            await _abort(context, status_pb2.Status(code=code_pb2.UNAVAILABLE, message="this server is stopping"))
         endless = method in ENDLESS
         self._began(endless)
         code = "OK"

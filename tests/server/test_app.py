@@ -130,10 +130,11 @@ async def test_draining_finishes_answers_and_takes_no_new_ones(
         assert await watch.read() is aio.EOF, "a watch has no end of its own and must not hold up the drain"
         assert await probe(server.addresses.http, "/readyz") == 503
         assert await probe(server.addresses.http, "/healthz") == 200
-        async with aio.insecure_channel(server.addresses.grpc) as late:
-            with pytest.raises(aio.AioRpcError) as refusal:
-                await chat_pb2_grpc.ChatServiceStub(late).Chat(chat_pb2.ChatRequest(input=ask()), timeout=5)
-            assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+        async with aio.insecure_channel(server.addresses.grpc) as fresh:
+            for channel in (server.channel, fresh):
+                with pytest.raises(aio.AioRpcError) as refusal:
+                    await chat_pb2_grpc.ChatServiceStub(channel).Chat(chat_pb2.ChatRequest(input=ask()), timeout=5)
+                assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
         assert not server.task.done()
         engine.resume.set()
         text = ""

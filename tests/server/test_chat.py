@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import random
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -252,3 +254,33 @@ async def test_a_slow_reader_holds_no_place(settings: MakeConfig, run_server: Ru
         while (event := await slow.read()) is not aio.EOF:
             text += event.delta
         assert len(text) == 1000
+
+
+async def test_callers_who_leave_at_any_moment_leave_nothing_behind(
+    settings: MakeConfig, run_server: RunServer, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = ScriptedEngine(script=lambda *_: "word " * 20)
+    dice = random.Random(7)
+
+    async def leave_early(server: Any) -> None:
+        call = server.chat.StreamChat(ask(n=dice.choice((1, 2, 8))))
+        for _ in range(dice.randrange(12)):
+            if await call.read() is aio.EOF:
+                return
+        await asyncio.sleep(dice.random() * 0.02)
+        call.cancel()
+
+    async with run_server(settings(max_queue=2000), engine) as server:
+        await asyncio.gather(*(leave_early(server) for _ in range(90)))
+        await until(lambda: not engine.running)
+        await until(lambda: REGISTRY.get_sample_value("thumbwheel_running_answers", {"source": "chat"}) == 0)
+        assert REGISTRY.get_sample_value("thumbwheel_queued_answers") == 0
+        assert len((await server.chat.Chat(chat_pb2.ChatRequest(input=ask(n=8).input))).answers) == 8
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_message_beyond_the_receive_limit_is_refused(settings: MakeConfig, run_server: RunServer) -> None:
+    async with run_server(settings(), ScriptedEngine()) as server:
+        with pytest.raises(aio.AioRpcError) as refusal:
+            await server.chat.Chat(chat_pb2.ChatRequest(input=ask((USER, "x" * (1 << 20))).input))
+        assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
