@@ -1,0 +1,80 @@
+"""What the documents tell people to type works."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cli.main import COMMANDS
+from thumbwheel import config
+from thumbwheel_client.v1 import feedback_pb2, record_pb2
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Served, Thumbwheel
+
+ROOT = Path(__file__).parents[2]
+TEXTS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+
+
+def commands() -> set[str]:
+    """Every `thumbwheel ...` in the documents, without what only a shell or a reader would see."""
+    found = set()
+    for text in TEXTS.values():
+        for line in re.findall(r"(?:^|`)(?:\.venv/bin/)?(thumbwheel [^`\n]*)", text, flags=re.MULTILINE):
+            found.add(line.split("#")[0].split("  ")[0].strip())
+    return found
+
+
+async def test_the_python_example_chats_and_rates(served: Served) -> None:
+    example = re.search(r"```python\n(.*?)```", TEXTS["README.md"], flags=re.DOTALL)
+    assert example is not None
+    program = example.group(1).replace("127.0.0.1:50051", served.addresses.grpc)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    assert out.decode().startswith("base ")
+    reply = await served.services.feedback.ListVotes(feedback_pb2.ListVotesRequest(), timeout=10)
+    assert [vote.event.thumb for vote in reply.votes] == [record_pb2.THUMB_UP]
+
+
+@pytest.mark.parametrize("command", sorted(commands()))
+async def test_every_command_takes_its_options(command: str, thumbwheel: Thumbwheel) -> None:
+    _, name, *rest = command.split()
+    assert name in COMMANDS, f"there is no {command!r}"
+    helped = await thumbwheel(name, "--help")
+    assert helped.code == 0, helped.err
+    for option in (word for word in rest if word.startswith("--")):
+        assert option in helped.out, f"{command!r}: no option {option}"
+
+
+def test_every_make_target_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in {word for text in TEXTS.values() for word in re.findall(r"\bmake ([a-z][a-z-]*)", text)}:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"no target {target}"
+
+
+def test_every_setting_that_is_named_exists() -> None:
+    named = {key for text in TEXTS.values() for key in re.findall(r"--set ([a-z_.]+)=", text)}
+    quoted = r"`((?:learner|server|redis|turn_log|model)\.[a-z_.]+)`"
+    named |= {key for text in TEXTS.values() for key in re.findall(quoted, text)}
+    assert named
+    for key in named:
+        section = config.Config()
+        for part in key.split("."):
+            assert hasattr(section, part), f"no setting {key}"
+            section = getattr(section, part)
+
+
+def test_every_link_leads_somewhere() -> None:
+    for name, text in TEXTS.items():
+        folder = ROOT if name == "README.md" else ROOT / "docs"
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", text):
+            assert (folder / target).exists(), f"{name}: no {target}"
