@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from prometheus_client import REGISTRY
 
 from cli.main import COMMANDS
 from thumbwheel import config
@@ -78,3 +79,14 @@ def test_every_link_leads_somewhere() -> None:
         folder = ROOT if name == "README.md" else ROOT / "docs"
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", text):
             assert (folder / target).exists(), f"{name}: no {target}"
+
+
+def test_every_metric_that_is_named_exists() -> None:
+    import learner.metrics  # noqa: F401
+    import server.metrics  # noqa: F401
+
+    known = {sample.name for family in REGISTRY.collect() for sample in family.samples}
+    known |= {f"{family.name}_total" for family in REGISTRY.collect() if family.type == "counter"}
+    for text in TEXTS.values():
+        for name in re.findall(r"`(thumbwheel_(?!client)[a-z_]+)", text):
+            assert name in known, f"no metric {name}"
