@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from prometheus_client import REGISTRY
 
 from cli.main import COMMANDS
 from thumbwheel import config
@@ -82,11 +81,10 @@ def test_every_link_leads_somewhere() -> None:
 
 
 def test_every_metric_that_is_named_exists() -> None:
-    import learner.metrics  # noqa: F401
-    import server.metrics  # noqa: F401
-
-    known = {sample.name for family in REGISTRY.collect() for sample in family.samples}
-    known |= {f"{family.name}_total" for family in REGISTRY.collect() if family.type == "counter"}
+    # In the source and not in a registry: some are only made when a server starts.
+    source = "".join(
+        path.read_text(encoding="utf-8") for half in ("server", "learner") for path in (ROOT / half).glob("*.py")
+    )
     for text in TEXTS.values():
         for name in re.findall(r"`(thumbwheel_(?!client)[a-z_]+)", text):
-            assert name in known, f"no metric {name}"
+            assert f'"{name}"' in source or f'"{name.removesuffix("_total")}"' in source, f"no metric {name}"
