@@ -188,7 +188,7 @@ class Gate(Section):
     min_win_rate: Share = 0.5
     """Least share of held-out prompts on which the candidate's answer must be better."""
     max_competence_loss: Share = 0.05
-    """Largest share of the plain questions that the base answers right and the candidate may lose."""
+    """Plain questions answered right by the base and lost, less those gained, as a share of all; more is refused."""
     max_kl: Annotated[float, Field(gt=0)] = 6.0
     """Largest KL to the base on held-out prompts, in nats per answer."""
     max_length_ratio: Annotated[float, Field(gt=1)] = 4.0
