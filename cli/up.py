@@ -2,8 +2,8 @@
 
 checks ─► base model ─► Redis ─► server ─► learner ─► ready ─► ... ─► learner, server, Redis stopped in this order
 
-Nothing is started before all checks have passed. The learner comes after the server because both would read the model
-at once, and people wait only for the server; it goes first because it needs both others.
+Nothing is started before all checks have passed. The learner is started last because both would read the model at once,
+and people wait only for the server; it is stopped first because it needs both others.
 """
 
 from __future__ import annotations
