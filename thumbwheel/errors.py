@@ -1,19 +1,19 @@
 """Everything that goes wrong on purpose.
 
-    ThumbwheelError                what was wrong and what to do, in one message for people
-    ├── InvalidInput               a caller's value is out of range (names the field)
-    ├── NotFound                   no such response, turn or version
-    ├── NotAllowed                 it exists, and is not the caller's
-    ├── Conflict                   same idempotency key, other content; or a name that is taken
-    ├── NotReady                   the thing asked for is in a state that does not allow it (yet)
-    ├── Overloaded                 the queue is full; try again after `retry_after` seconds
-    ├── StoreUnavailable           Redis is away or refuses writes; nothing was changed
-    ├── CorruptRecord              a stored record fails its checksum
-    ├── AdapterRefused             an adapter that must not reach the engine
-    ├── EngineDead                 the engine's process is gone; the server must be started anew
-    ├── LeaseLost                  another learner leads; nothing was committed
-    ├── TrainingDiverged           a loss or gradient is not finite; nothing of this cycle is released
-    └── SetupError                 configuration, disk, port, model or Redis: cannot start
+ThumbwheelError                what was wrong and what to do, in one message for people
+├── InvalidInput               a caller's value is out of range (names the field)
+├── NotFound                   no such response, turn or version
+├── NotAllowed                 it exists, and is not the caller's
+├── Conflict                   same idempotency key, other content; or a name that is taken
+├── NotReady                   the thing asked for is in a state that does not allow it (yet)
+├── Overloaded                 the queue is full; try again after `retry_after` seconds
+├── StoreUnavailable           Redis is away or refuses writes; nothing was changed
+├── CorruptRecord              a stored record fails its checksum
+├── AdapterRefused             an adapter that must not reach the engine
+├── EngineDead                 the engine's process is gone; the server must be started anew
+├── LeaseLost                  another learner leads; nothing was committed
+├── TrainingDiverged           a loss or gradient is not finite; nothing of this cycle is released
+└── SetupError                 configuration, disk, port, model or Redis: cannot start
 """
 
 from __future__ import annotations
