@@ -42,6 +42,8 @@ from thumbwheel_client.v1 import record_pb2 as pb
 log = logging.getLogger("thumbwheel.learner.cycle")
 
 TURNS_PER_READ = 200
+GATE_TRIES = 3
+"""Steps of the training that are shown to the gate before the cycle gives up."""
 LEAST_SAMPLES = 16
 """Fewer rated answers than this make no iteration of their own: their whitened advantages would be noise."""
 
@@ -157,8 +159,8 @@ class Wheel:
         measured |= trained
 
         metrics.stage("gate")
-        # From the last step back: a step that went too far must not cost the votes that the one before it used well.
-        for candidate in reversed(stages[-2:]):
+        # From the last step back: steps that went too far must not cost the votes that those before them used well.
+        for candidate in reversed(stages[-GATE_TRIES:]):
             verdict = await self._judge(batch, candidate, data, held, features)
             metrics.verdicts.labels("passed" if verdict.passed else "refused").inc()
             log.info(

@@ -130,7 +130,7 @@ class Lora(Section):
 
 
 class Ppo(Section):
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-4
     """AdamW's rate for the adapter, after warm-up."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """AdamW's rate for the value head."""
@@ -144,11 +144,11 @@ class Ppo(Section):
     """Longest answer that trains the policy; bounds time and memory of an iteration."""
     epochs: Positive = 2
     """Passes over an iteration's answers."""
-    minibatches: Positive = 8
+    minibatches: Positive = 6
     """Optimiser steps a pass."""
     gamma: Share = 1.0
     """Discount."""
-    lam: Share = 0.99
+    lam: Share = 0.95
     """GAE's lambda."""
     clip_eps: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Clip range of the probability ratio."""
@@ -164,7 +164,7 @@ class Ppo(Section):
     """KL to the reference, in nats per answer, at which a cycle stops. Past about 5 answers turn curt and wrong."""
     vote_weight: Share = 0.5
     """Share of a person's own vote in the reward of an answer that has one; the rest is the reward model's."""
-    target_kl: Annotated[float, Field(gt=0)] = 0.1
+    target_kl: Annotated[float, Field(gt=0)] = 0.2
     """KL of a minibatch to the policy before the iteration, in nats per token, at which the iteration ends early."""
     max_staleness: Annotated[int, Field(ge=0)] = 1
     """Versions that a logged answer may lie behind the live one and still train the policy."""
