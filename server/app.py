@@ -201,6 +201,7 @@ class Server:
             async with asyncio.timeout(self._config.server.drain):
                 await self._boundary.idle()
         await self._grpc.stop(LAST_WORDS)  # rollouts and health watches end here
+        await self._boundary.gone()
         await self._turns.settle()
         log.info("drained")
 

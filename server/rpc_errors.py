@@ -85,17 +85,21 @@ class Boundary(aio.ServerInterceptor):
     def __init__(self, longest: float) -> None:
         self._longest = longest
         self._closed = False
-        self._running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._ending = _Calls()
+        self._endless = _Calls()
 
     def close(self) -> None:
         """From now on new calls are refused, on old and new connections alike."""
         self._closed = True
 
     async def idle(self) -> None:
-        """Returns when no call with an end is running."""
-        await self._idle.wait()
+        """Returns when no call is running, those aside that have no end of their own."""
+        await self._ending.none.wait()
+
+    async def gone(self) -> None:
+        """Returns when every handler has cleaned up. grpc's own stop may return before that."""
+        await self._ending.none.wait()
+        await self._endless.none.wait()
 
     async def intercept_service(
         self, continuation: Continuation, details: grpc.HandlerCallDetails
@@ -143,7 +147,8 @@ class Boundary(aio.ServerInterceptor):
             metrics.REQUESTS.labels(method, "UNAVAILABLE").inc()
             await _abort(context, status_pb2.Status(code=code_pb2.UNAVAILABLE, message="this server is stopping"))
         endless = method in ENDLESS
-        self._began(endless)
+        calls = self._endless if endless else self._ending
+        calls.began()
         code = "OK"
         try:
             async with nullcontext() if endless else asyncio.timeout(self._longest) as limit:
@@ -164,18 +169,25 @@ class Boundary(aio.ServerInterceptor):
             await _abort(context, status)
         finally:
             metrics.REQUESTS.labels(method, code).inc()
-            self._ended(endless)
+            calls.ended()
 
-    def _began(self, endless: bool) -> None:
-        if not endless:
-            self._running += 1
-            self._idle.clear()
 
-    def _ended(self, endless: bool) -> None:
-        if not endless:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
+class _Calls:
+    """Counts running calls; `none` is set while there are none."""
+
+    def __init__(self) -> None:
+        self.none = asyncio.Event()
+        self.none.set()
+        self._count = 0
+
+    def began(self) -> None:
+        self._count += 1
+        self.none.clear()
+
+    def ended(self) -> None:
+        self._count -= 1
+        if not self._count:
+            self.none.set()
 
 
 async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:
