@@ -20,6 +20,10 @@ from cli import redis_server as redis_binary
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+# A shell that starts this in the background has Ctrl-C ignored, and every process of ours would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class RedisProcess:
     """A server that keeps its file over kills."""
 

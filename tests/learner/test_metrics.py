@@ -1,0 +1,39 @@
+"""The learner's metrics, by the conventions of Prometheus."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from prometheus_client import REGISTRY, generate_latest
+
+from learner import metrics
+
+
+def page() -> str:
+    lines = generate_latest(REGISTRY).decode().splitlines()
+    ours = r"(# (HELP|TYPE) )?thumbwheel_learner_(?!\w+_created)"
+    return "\n".join(line for line in lines if re.match(ours, line)) + "\n"
+
+
+def test_one_stage_at_a_time() -> None:
+    for stage in metrics.STAGES:
+        metrics.stage(stage)
+        on = [name for name in metrics.STAGES if f'thumbwheel_learner_stage{{stage="{name}"}} 1.0' in page()]
+        assert on == [stage]
+
+
+def test_an_iteration_is_shown() -> None:
+    metrics.ppo({"kl_per_sequence": 1.5, "clipfrac": 0.25, "unknown": 9.0})
+    assert "thumbwheel_learner_kl_nats 1.5" in page()
+    assert "thumbwheel_learner_clip_ratio 0.25" in page()
+
+
+def test_promtool_finds_nothing() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not on PATH")
+    check = subprocess.run([promtool, "check", "metrics"], input=page(), capture_output=True, text=True, check=False)
+    assert (check.returncode, check.stdout + check.stderr) == (0, "")
