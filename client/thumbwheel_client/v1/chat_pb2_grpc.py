@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ChatServiceStub:
-    """Answers chat. Every call needs a deadline; cancelling a call aborts its tokens at once.
+    """Answers chat. A call without a deadline gets the server's; cancelling a call aborts its tokens at once.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class ChatServiceStub:
 
 
 class ChatServiceServicer:
-    """Answers chat. Every call needs a deadline; cancelling a call aborts its tokens at once.
+    """Answers chat. A call without a deadline gets the server's; cancelling a call aborts its tokens at once.
     """
 
     def Chat(self, request, context):
@@ -88,7 +88,7 @@ def add_ChatServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ChatService:
-    """Answers chat. Every call needs a deadline; cancelling a call aborts its tokens at once.
+    """Answers chat. A call without a deadline gets the server's; cancelling a call aborts its tokens at once.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ChatServiceStub:
-    """Answers chat. Every call needs a deadline; cancelling a call aborts its tokens at once."""
+    """Answers chat. A call without a deadline gets the server's; cancelling a call aborts its tokens at once."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,7 +42,7 @@ class ChatServiceStub:
 
 @_typing.type_check_only
 class ChatServiceAsyncStub(ChatServiceStub):
-    """Answers chat. Every call needs a deadline; cancelling a call aborts its tokens at once."""
+    """Answers chat. A call without a deadline gets the server's; cancelling a call aborts its tokens at once."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Chat: _aio.UnaryUnaryMultiCallable[_chat_pb2.ChatRequest, _chat_pb2.ChatResponse]  # type: ignore[assignment]
@@ -53,7 +53,7 @@ class ChatServiceAsyncStub(ChatServiceStub):
     """
 
 class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Answers chat. Every call needs a deadline; cancelling a call aborts its tokens at once."""
+    """Answers chat. A call without a deadline gets the server's; cancelling a call aborts its tokens at once."""
 
     @_abc_1.abstractmethod
     def Chat(
