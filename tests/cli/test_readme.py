@@ -26,7 +26,7 @@ def commands() -> set[str]:
     """Every `thumbwheel ...` in the documents, without what only a shell or a reader would see."""
     found = set()
     for text in TEXTS.values():
-        for line in re.findall(r"(?:^|`)(?:\.venv/bin/)?(thumbwheel [^`\n]*)", text, flags=re.MULTILINE):
+        for line in re.findall(r"(?:^|`)(?:\.venv/bin/)?(thumbwheel (?!is ready)[^`\n]*)", text, flags=re.MULTILINE):
             found.add(line.split("#")[0].split("  ")[0].strip())
     return found
 
