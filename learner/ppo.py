@@ -10,7 +10,8 @@ Departures from the paper, and why:
   kernels, perhaps another version: the ratio between the two enters as a truncated importance weight instead.
 - The reward is terminal, with a per-token KL penalty to the base (arXiv:1909.08593). How far the policy is from the
   base is measured on its own fresh samples (`Rollout.kl`), never on those that it is just learning: such estimates are
-  biased (k1) or heavy-tailed (k3 said 101 nats where fresh samples said 2). Within an iteration `target_kl` watches.
+  biased (k1) or heavy-tailed (k3 said 9.9 nats where the next fresh samples said 2.1).
+  Within an iteration `target_kl` watches.
 - The value head reads a detached trunk: with a few hundred answers, values must not bend the policy's features.
 - A minibatch is computed in micro-batches of similar length, each divided by the whole minibatch's answer tokens: the
   gradient is that of the whole, whatever memory allows.
