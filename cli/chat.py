@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import uuid
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from thumbwheel_client.v1.feedback_pb2_grpc import FeedbackServiceStub
 HELP = "+ or - rates the last answer · s 1-5 stars · e corrects it · r asks again · /new · /help · /quit"
 REFUSALS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 """Codes after which the same call may go well a little later."""
+TICK_SECONDS = 0.1
+"""How late a Ctrl-C at the prompt may be noticed."""
 
 
 def chat(
@@ -64,6 +67,9 @@ class Session:
         interrupted = False
         while True:
             try:
+                # Said in here because the second Ctrl-C may come as soon as this is read.
+                if interrupted:
+                    self._dim("\nCtrl-C again to leave")
                 line = read("you › ").strip()
                 interrupted = False
                 if line == "/quit":
@@ -76,7 +82,6 @@ class Session:
                 if interrupted:
                     break
                 interrupted = True
-                self._dim("\nCtrl-C again to leave")
             except grpc.RpcError as error:
                 self._failed = True
                 fail(explain(error, self._server))
@@ -211,7 +216,15 @@ def _read_line(question: str) -> str:
     if sys.stdin.isatty():
         import readline  # noqa: F401  - line editing and history for input()
 
-        return input(question)
+        # input() overlooks a Ctrl-C that comes just before it waits for a key (python/cpython#112585), and would then
+        # wait for that key; a signal while it waits makes it look at all that came before.
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        try:
+            # In here, so that no Ctrl-C leaves it running: at exit its signal would kill.
+            signal.setitimer(signal.ITIMER_REAL, TICK_SECONDS, TICK_SECONDS)
+            return input(question)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
     line = sys.stdin.readline()
     if not line:
         raise EOFError

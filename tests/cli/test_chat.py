@@ -94,15 +94,15 @@ async def test_ctrl_c_cancels_the_answer_and_twice_leaves(served: Served) -> Non
         stdin=child, stdout=child, stderr=child, env=os.environ | {"TERM": "dumb", "COLUMNS": "160"},
     )  # fmt: skip
     os.close(child)
-    shown = ""
+    shown = b""  # not text: a read may end within a character
 
     async def until(text: str) -> None:
         """Waits until the terminal shows `text`, beyond what was waited for before."""
         nonlocal shown
         async with asyncio.timeout(30):
-            while text not in shown:
-                shown += (await asyncio.to_thread(os.read, terminal, 4096)).decode()
-        shown = shown.partition(text)[2]
+            while text.encode() not in shown:
+                shown += await asyncio.to_thread(os.read, terminal, 4096)
+        shown = shown.partition(text.encode())[2]
 
     await until("/quit")
     await until("you ›")
