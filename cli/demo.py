@@ -67,7 +67,7 @@ class Plan:
 def demo(
     taste: TasteName = "brief",
     noise: Noise = 0.1,
-    ratings: Annotated[int, typer.Option("--ratings", min=1, help="How many answers are rated in all.")] = 256,
+    ratings: Annotated[int, typer.Option("--ratings", min=1, help="How many answers are rated in all.")] = 288,
     seed: Seed = 1,
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", metavar="DIR", help="Empty folder to keep; default: a temporary one.")
@@ -75,7 +75,7 @@ def demo(
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Writes what was found.")] = None,
     votes_per_cycle: Annotated[
         int, typer.Option("--votes-per-cycle", min=1, help="New votes that start a cycle of the learner.")
-    ] = 128,
+    ] = 144,
     concurrency: Concurrency = 8,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Answers to each held-out prompt.")] = 4,
     minutes: Annotated[float, typer.Option("--minutes", min=0, help="After this no new wave of ratings begins.")] = 60,

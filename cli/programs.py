@@ -71,12 +71,9 @@ def server_environment(settings: Config) -> dict[str, str]:
 
 
 def learner_environment(settings: Config) -> dict[str, str]:
-    # Between two steps its threads sleep; spinning would take the engine's cores, however far it stands back.
-    return (
-        _environment(settings)
-        | _threads(settings.learner.threads)
-        | {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-    )
+    # Its threads wait as the engine's do; spinning longer would take the engine's cores, however far it stands back.
+    waits = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "0"}
+    return waits | _environment(settings) | _threads(settings.learner.threads)
 
 
 def _module(name: str) -> list[str]:

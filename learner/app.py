@@ -22,6 +22,7 @@ import torch
 from transformers import AutoTokenizer
 
 from learner import metrics
+from learner.anchor import Anchor
 from learner.competence import Competence
 from learner.cycle import Wheel
 from learner.features import FeatureCache
@@ -117,6 +118,7 @@ def _build(settings: Config, store: Store, lease: Lease, rollouts: Rollouts) -> 
         rollouts=rollouts,
         publisher=Publisher(registry, settings.artifact_root, artifacts.model_digest(folder)),
         competence=Competence(rollouts, render),
+        anchor=Anchor(rollouts, render),
         encode=lambda text: [*tokenizer(text, add_special_tokens=False)["input_ids"], *end],
     )
 

@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner import metrics
+from learner.anchor import Anchor
 from learner.competence import Competence
 from learner.dataset import Answer, Dataset, EncodeAnswer, held_out
 from learner.features import FeatureCache
 from learner.gate import Evidence, Verdict, judge
 from learner.policy import Policy, Sample
-from learner.ppo import Rollout, Trainer
+from learner.ppo import Rollout, Trainer, contrast
 from learner.publish import Publisher
 from learner.reward_model import RewardModel, fit
 from learner.rollouts import Rollouts, Sampled
@@ -77,6 +78,7 @@ class Wheel:
     rollouts: Rollouts
     publisher: Publisher
     competence: Competence
+    anchor: Anchor
     encode: EncodeAnswer
     tick: Callable[[float], None] = lambda ratio: metrics.progress.set(ratio)
 
@@ -217,7 +219,7 @@ class Wheel:
         parent = await self.registry.get(batch.parent)
         folder = self.publisher.root / parent.path if parent.path else None
         await asyncio.to_thread(self.policy.load_adapter, folder)
-        trainer = Trainer(self.policy, settings, batch.seed)
+        trainer = Trainer(self.policy, settings, batch.seed, await self.anchor.answers())
         recent = await self._recent_versions(parent)
         samples = _rated_samples(train, fresh, recent, reward_model.probability(features), settings)
         stats: dict[str, float] = {}
@@ -263,7 +265,7 @@ class Wheel:
     async def _sample(
         self, version: str, prompts: Sequence[Answer], reward_model: RewardModel, seed: int
     ) -> list[Sample]:
-        """Fresh answers of a training version to prompts of real traffic, scored by the reward model."""
+        """Fresh answers of a training version to prompts of real traffic: those that the reward model tells apart."""
         settings = self.settings.ppo
         order = np.random.default_rng(seed).permutation(len(prompts))
         chosen = [prompts[order[i % len(order)]] for i in range(settings.rollouts)]
@@ -275,10 +277,11 @@ class Wheel:
         pairs = [(chosen[rollout.prompt].prompt_ids, rollout.token_ids) for rollout in rollouts]
         features = await asyncio.to_thread(self.policy.features, pairs)
         rewards = 2 * reward_model.probability(features) - 1
-        return [
+        samples = [
             Sample(prompt, rollout.token_ids, rollout.logp, version, float(reward))
             for (prompt, _), rollout, reward in zip(pairs, rollouts, rewards, strict=True)
         ]
+        return contrast(samples, settings.learned_rollouts)
 
     async def _judge(
         self,

@@ -49,42 +49,50 @@ def run(layers: Any, kind: str, x: Tensor, shared: int, first_layer: int) -> Ten
 
 
 class TokenLogp(torch.autograd.Function):
-    """log softmax(h W^T)[id] and the entropy, without ever keeping the (N, V) logits.
+    """log softmax(h W^T)[id], the entropy and the KL to a reference, without ever keeping the (N, V) logits.
 
-    W is frozen, so the gradient with respect to h is known in the forward pass and is all that has to be kept:
+    W is frozen, so the gradients with respect to h are known in the forward pass and are all that has to be kept:
 
         d logp / dh    = W[id] - p W                         (N, D)
         d entropy / dh = -(p (log p + entropy)) W            (N, D)
+        d kl / dh      = (p (log p - log q - kl)) W          (N, D)
 
-    That saves the second forward pass which checkpointing would need.
+    That saves the second forward pass which checkpointing would need. q = softmax(reference W^T); without a reference
+    the KL is 0.
     """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, head: Tensor, ids: Tensor, entropy_grad: bool) -> tuple[Tensor, Tensor]:
-        logp, entropy = torch.empty(len(h), device=h.device), torch.empty(len(h), device=h.device)
-        d_logp = torch.empty_like(h) if ctx.needs_input_grad[0] else None
-        d_entropy = torch.empty_like(h) if ctx.needs_input_grad[0] and entropy_grad else None
+    def forward(
+        ctx: Any, h: Tensor, reference: Tensor | None, head: Tensor, ids: Tensor, entropy_grad: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        logp, entropy, kl = (torch.zeros(len(h), device=h.device) for _ in range(3))
+        learning = ctx.needs_input_grad[0]
+        d_logp = torch.empty_like(h) if learning else None
+        d_entropy = torch.empty_like(h) if learning and entropy_grad else None
+        d_kl = torch.empty_like(h) if learning and reference is not None else None
         for start in range(0, len(h), _HEAD_CHUNK):
             part = slice(start, start + _HEAD_CHUNK)
-            logits = (h[part] @ head.T).float()  # (C, V)
-            log_z = logits.logsumexp(-1)
-            logp[part] = logits.gather(1, ids[part, None]).squeeze(1) - log_z
-            p = torch.exp(logits - log_z[:, None])
-            entropy[part] = log_z - torch.linalg.vecdot(p, logits)
+            logps = torch.log_softmax((h[part] @ head.T).float(), dim=-1)  # (C, V)
+            p = logps.exp()
+            logp[part] = logps.gather(1, ids[part, None]).squeeze(1)
+            entropy[part] = -torch.linalg.vecdot(p, logps)
             if d_logp is not None:
                 d_logp[part] = head[ids[part]] - p.to(head.dtype) @ head
             if d_entropy is not None:
-                surprise = p * (logits - log_z[:, None] + entropy[part, None])
-                d_entropy[part] = -(surprise.to(head.dtype) @ head)
-        ctx.save_for_backward(d_logp, d_entropy)
-        if d_entropy is None:
-            ctx.mark_non_differentiable(entropy)
-        return logp, entropy
+                d_entropy[part] = -((p * (logps + entropy[part, None])).to(head.dtype) @ head)
+            if reference is not None:
+                logps -= torch.log_softmax((reference[part] @ head.T).float(), dim=-1)  # now log p - log q
+                kl[part] = torch.linalg.vecdot(p, logps)
+            if d_kl is not None:
+                d_kl[part] = p.mul_(logps.sub_(kl[part, None])).to(head.dtype) @ head
+        ctx.save_for_backward(d_logp, d_entropy, d_kl)
+        ctx.mark_non_differentiable(*(x for x, d in ((entropy, d_entropy), (kl, d_kl)) if d is None))
+        return logp, entropy, kl
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        d_logp, d_entropy = ctx.saved_tensors
-        gradient = gradients[0][:, None].to(d_logp.dtype) * d_logp
-        if d_entropy is not None:
-            gradient = gradient + gradients[1][:, None].to(d_entropy.dtype) * d_entropy
-        return gradient, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        gradient = torch.zeros_like(ctx.saved_tensors[0])
+        for along, direction in zip(gradients, ctx.saved_tensors, strict=True):
+            if direction is not None:
+                gradient += along[:, None].to(direction.dtype) * direction
+        return gradient, None, None, None, None

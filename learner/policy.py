@@ -3,10 +3,10 @@
 LoRA sits on the top `lora.layers` of the layers. What lies below it never changes, so its activations are computed once
 per answer and serve every pass of PPO, the reference, and the reward model's features.
 
-    tokens ──► lower (frozen) ──► activations ──┬──► upper, adapter on  ──► final ──► log-probabilities, entropy
-               once per answer                  ├──► upper, adapter off ──► final ──► reference's log-probabilities
-                                                │                         └───────► value (detached trunk)
-                                                └──► mean over answer tokens, form ──► the reward model's features
+    tokens ──► lower (frozen) ──► activations ──┬──► upper, adapter on  ──► final ──┬─► log-probabilities, entropy
+               once per answer                  │                                   ├─► value (detached trunk)
+                                                ├──► upper, adapter off ──► final ──┴─► KL to the reference
+                                                └──► means over answer tokens, form ──► the reward model's features
 
 Shapes: B answers, T tokens of prompt and answer, A answer tokens, D hidden size, V vocabulary. Rows are padded on the
 right and attention is causal, so no token ever sees padding: no attention mask is needed anywhere. What all prompts
@@ -146,8 +146,11 @@ class Policy:
         self._upper = stack(decoder, self.boundary, layers, decoder.norm)
         ends = base.generation_config.eos_token_id
         self._ends = frozenset([ends] if isinstance(ends, int) else ends or ())
+        self._embeddings: Tensor = base.get_input_embeddings().weight.detach()  # (V, D)
         self._head: Tensor = base.get_output_embeddings().weight.detach()  # (V, D)
-        self.value_head = nn.Linear(base.config.hidden_size, 1).to(self.device)
+        self.width = int(base.config.hidden_size)
+        """D."""
+        self.value_head = nn.Linear(self.width, 1).to(self.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self._memo: OrderedDict[Answer, Tensor] = OrderedDict()
@@ -226,15 +229,16 @@ class Policy:
         return [found[pair] for pair in pairs]
 
     def features(self, pairs: Sequence[Answer]) -> npt.NDArray[np.float32]:
-        """What the reward model sees: (N, D + 2).
+        """What the reward model sees: (N, 2 D + 2).
 
-        The mean over the answer's tokens of the activations below the adapter, then the answer's form, which a mean
-        hides and every reader sees: log(1 + tokens), and 1 where the model ended it itself.
+        Means over the answer's tokens: of their embeddings (which words were used) and of the activations below the
+        adapter (what they say). Then the answer's form, which means hide and every reader sees: log(1 + tokens), and 1
+        where the model ended it itself.
         """
-        rows = [
-            hidden[len(prompt) :].float().mean(0)
-            for (prompt, _), hidden in zip(pairs, self.activations(pairs), strict=True)
-        ]
+        rows = []
+        for (prompt, answer), hidden in zip(pairs, self.activations(pairs), strict=True):
+            words = self._embeddings[torch.tensor(answer, device=self.device)]  # (A, D)
+            rows.append(torch.cat([words.float().mean(0), hidden[len(prompt) :].float().mean(0)]))
         form = [[math.log1p(len(answer)), float(answer[-1] in self._ends)] for _, answer in pairs]
         return cast(
             npt.NDArray[np.float32], np.hstack([torch.stack(rows).cpu().numpy(), np.array(form, dtype=np.float32)])
@@ -261,22 +265,37 @@ class Policy:
         index = batch.predictors[..., None].expand(-1, -1, final.shape[-1])
         return final.gather(1, index)  # (B, A, D)
 
-    def answer_logps(self, final: Tensor, batch: Batch, *, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
-        """Log-probability of every answer token and entropy of its distribution, nats, (B, A) each; 0 on padding.
+    def answer_logps(
+        self, final: Tensor, batch: Batch, reference: Tensor | None = None, *, entropy_grad: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every answer token: log-probability, entropy of its distribution and KL of that to the reference's, nats.
 
-        Temperature 1. The entropy carries a gradient only if `entropy_grad`: that costs one more product with the head.
+        Temperature 1; (B, A) each, 0 on padding. A gradient costs one more product with the head for each of entropy
+        and KL: the entropy carries one if `entropy_grad`.
+
+        Args:
+            final: (B, A, D) from `upper`.
+            batch: the same answers.
+            reference: (B, A, D) from `upper` with the adapter off; None leaves the KL at 0.
         """
         chosen = batch.mask.bool()
-        logp, entropy = TokenLogp.apply(  # type: ignore[no-untyped-call]
-            final[chosen], self._head, batch.answers[chosen], entropy_grad
+        found = TokenLogp.apply(  # type: ignore[no-untyped-call]
+            final[chosen],
+            None if reference is None else reference[chosen],
+            self._head,
+            batch.answers[chosen],
+            entropy_grad,
         )
-        empty = torch.zeros_like(batch.mask)
-        return empty.masked_scatter(chosen, logp), empty.masked_scatter(chosen, entropy)
+        logp, entropy, kl = (torch.zeros_like(batch.mask).masked_scatter(chosen, x) for x in found)
+        return logp, entropy, kl
 
-    def values(self, final: Tensor) -> Tensor:
-        """Expected return at every answer token, (B, A). The trunk is detached: values never bend the policy."""
-        trunk = functional.rms_norm(final.detach().float(), (final.shape[-1],))
-        return cast(Tensor, self.value_head(trunk).squeeze(-1))
+    def states(self, final: Tensor) -> Tensor:
+        """What the critic sees, (B, A, D): normed, and detached, so that values never bend the policy."""
+        return functional.rms_norm(final.detach().float(), (final.shape[-1],))
+
+    def values(self, states: Tensor) -> Tensor:
+        """Expected return at every answer token, (B, A), from `states`."""
+        return cast(Tensor, self.value_head(states).squeeze(-1))
 
     # --- inside
 
@@ -292,7 +311,7 @@ class Policy:
         size = min(16, self._head.shape[0])
         batch = Batch.of([(tuple(range(size // 2)), tuple(range(size // 2, size)))], self.device)
         whole = ppo_math.log_prob(base(batch.tokens).logits.float()[:, size // 2 - 1 : -1], batch.answers)
-        split, _ = self.answer_logps(self.upper(self.lower(batch), batch, reference=False), batch)
+        split, _, _ = self.answer_logps(self.upper(self.lower(batch), batch, reference=False), batch)
         if not torch.allclose(split, whole, atol=1e-3 if self._head.dtype == torch.float32 else 0.3):
             raise SetupError(f"{type(base).__name__} does not work layer by layer as Llama does; it cannot be trained")
 

@@ -16,6 +16,8 @@ Sources
     [PPO]   Schulman et al. 2017, arXiv:1707.06347           [GAE]  Schulman et al. 2016, arXiv:1506.02438
     [RLHF]  Ziegler et al. 2019, arXiv:1909.08593            [KL]   Schulman 2020, joschu.net/blog/kl-approx.html
     [37]    Huang et al. 2022, "The 37 Implementation Details of PPO"
+    [RB]    Amini et al. 2025, arXiv:2504.10637, the KL divergence of whole distributions instead of sampled tokens
+    [VC]    Yuan et al. 2025, arXiv:2503.01491, PPO fails on a critic that starts wrong: fit it before it advises
     [TIS]   Ionides 2008, truncated importance sampling; for sampler/trainer mismatch: Yao et al. 2025
 """
 
@@ -77,19 +79,56 @@ def last_step(mask: Tensor) -> Tensor:
     return mask * (torch.cumsum(mask, dim=1) == mask.sum(dim=1, keepdim=True))
 
 
-def token_rewards(score: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+def token_rewards(score: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """Reward of every answer token ([RLHF], equation 2): the score comes with the last, a KL penalty with each.
 
-        r_t = score [t is last] - kl_coef (logp_t - ref_logp_t)
+        r_t = score [t is last] - kl_coef KL(pi(.|s_t) || ref(.|s_t))
+
+    The KL is that of the distributions, not log pi/ref of the token that was drawn: same mean, far less noise ([RB]).
+    The token at t cannot change its own term, so that one's gradient must be added to the loss.
 
     Args:
         score: (B,), of the whole answer.
-        logp: (B, T), of the sampled tokens under the policy that is credited.
-        ref_logp: (B, T).
+        kl: (B, T), nats.
         mask: (B, T).
         kl_coef: reward per nat.
     """
-    return last_step(mask) * score[:, None] - kl_coef * kl_k1(logp, ref_logp) * mask
+    return last_step(mask) * score[:, None] - kl_coef * kl * mask
+
+
+def fit_values(x: Tensor, y: Tensor, fold: Tensor, folds: int, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A linear critic by ridge regression, and what it says of states that it was not fitted on ([VC]).
+
+    A critic that has seen an answer's return explains its luck away; one fitted on the other folds cannot.
+
+    Args:
+        x: (N, D), states.
+        y: (N,), what is to be predicted.
+        fold: (N,), integers in [0, folds); states of one episode belong to one fold.
+        folds: at least 2, none of them empty.
+        penalty: of the weights, in units of the states' mean variance; the constant is free.
+
+    Returns:
+        Predictions out of fold (N,), and weight (D,) and bias () of the fit on all.
+    """
+    rows = torch.cat([x, torch.ones_like(x[:, :1]), y[:, None]], dim=1).double()  # (N, D + 2)
+    moments = [rows[fold == k].T @ rows[fold == k] for k in range(folds)]  # folds x (D + 2, D + 2)
+    whole = torch.stack(moments).sum(0)
+
+    def solve(moment: Tensor) -> tuple[Tensor, Tensor]:
+        moment = moment / moment[-2, -2]
+        mean, target = moment[:-2, -2], moment[-1, -2]
+        covariance = moment[:-2, :-2] - torch.outer(mean, mean)
+        covariance += penalty * covariance.diagonal().mean().clamp(min=1e-12) * torch.eye(len(mean)).to(covariance)
+        weight = torch.linalg.solve(covariance, moment[:-2, -1] - mean * target)
+        return weight, target - mean @ weight
+
+    predicted = torch.empty_like(y)
+    for k in range(folds):
+        weight, bias = solve(whole - moments[k])
+        predicted[fold == k] = (rows[fold == k, :-2] @ weight + bias).to(y)
+    weight, bias = solve(whole)
+    return predicted, weight.to(x), bias.to(x)
 
 
 def policy_loss(
@@ -133,16 +172,6 @@ def entropy(logits: Tensor) -> Tensor:
     """Entropy of softmax(logits), nats. Shapes (..., V) -> (...)."""
     logp = torch.log_softmax(logits, dim=-1)
     return -(logp.exp() * logp).sum(-1)
-
-
-def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """Estimates KL(pi || ref) per sample: unbiased, high variance, may be negative ([KL])."""
-    return logp - ref_logp
-
-
-def kl_k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """Estimates KL(pi || ref) per sample: biased, low variance, never negative ([KL])."""
-    return 0.5 * (logp - ref_logp) ** 2
 
 
 def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:

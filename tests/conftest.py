@@ -17,7 +17,7 @@ from cli import redis_server as redis_binary
 
 # Read when torch is imported, so before that: engine and learner share two cores with the tests, and threads that wait
 # by spinning take the time of those that work.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 # A shell that starts this in the background has Ctrl-C ignored, and every process of ours would inherit that.

@@ -66,7 +66,7 @@ class Server(Section):
     """GPUs one engine spans."""
     max_adapters: Annotated[int, Field(ge=3)] = 6
     """Versions resident in the engine: live, previous, candidate and pins."""
-    max_lora_rank: Positive = 32
+    max_lora_rank: Positive = 16
     """Highest rank an adapter may have."""
     max_update_norm: Annotated[float, Field(gt=0)] = 0.5
     """Largest Frobenius norm of an adapter's update to a matrix, as a share of that matrix' own norm."""
@@ -130,16 +130,18 @@ class Lora(Section):
 
 
 class Ppo(Section):
-    learning_rate: Annotated[float, Field(gt=0)] = 4e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """AdamW's rate for the adapter, after warm-up."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """AdamW's rate for the value head."""
     warmup_updates: Annotated[int, Field(ge=0)] = 4
     """Optimiser steps over which the rate rises; the first updates are the roughest."""
-    fresh_iterations: Annotated[int, Field(ge=0)] = 5
+    fresh_iterations: Annotated[int, Field(ge=0)] = 4
     """Iterations on fresh rollouts scored by the reward model, after the one on rated traffic."""
-    rollouts: Positive = 48
-    """Answers in a fresh iteration."""
+    rollouts: Positive = 128
+    """Answers sampled for a fresh iteration."""
+    learned_rollouts: Positive = 48
+    """Those of them that are learned from: the best and the worst, in equal parts."""
     max_answer_tokens: Positive = 256
     """Longest answer that trains the policy; bounds time and memory of an iteration."""
     epochs: Positive = 2
@@ -158,13 +160,15 @@ class Ppo(Section):
     """Weight of the value loss."""
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the entropy bonus."""
-    kl_coef: Annotated[float, Field(ge=0)] = 0.05
-    """Weight of the per-token KL penalty (k1) to the reference in the reward."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.06
+    """Price of a nat of KL to the reference, where a vote is worth from -1 to 1."""
+    anchor_coef: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the KL to the base on its own answers to plain questions; 0 lets what is not rated drift."""
     kl_budget: Annotated[float, Field(gt=0)] = 4.5
     """KL to the reference, in nats per answer, at which a cycle stops. Past about 5 answers turn curt and wrong."""
     vote_weight: Share = 0.5
     """Share of a person's own vote in the reward of an answer that has one; the rest is the reward model's."""
-    target_kl: Annotated[float, Field(gt=0)] = 0.2
+    target_kl: Annotated[float, Field(gt=0)] = 0.1
     """KL of a minibatch to the policy before the iteration, in nats per token, at which the iteration ends early."""
     max_staleness: Annotated[int, Field(ge=0)] = 1
     """Versions that a logged answer may lie behind the live one and still train the policy."""

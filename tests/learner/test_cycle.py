@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from learner.anchor import Anchor
 from learner.competence import Competence
 from learner.cycle import Wheel
 from learner.features import FeatureCache
@@ -121,6 +122,7 @@ async def make(redis_url: str, tmp_path: Path, policy: Policy) -> AsyncIterator[
             rollouts=rollouts,  # type: ignore[arg-type]
             publisher=Publisher(registry, tmp_path, "digest"),
             competence=Competence(rollouts, lambda text: [5, 6, 7]),  # type: ignore[arg-type]
+            anchor=Anchor(MadeUp(), lambda text: [5, 6, 7]),  # type: ignore[arg-type]
             encode=lambda text: [9],
         )
         return Bench(wheel, rollouts)

@@ -69,7 +69,7 @@ def test_a_fresh_adapter_changes_nothing(policy: Policy) -> None:
 def test_entropy_is_that_of_the_distribution(policy: Policy, tiny_model: Path) -> None:
     base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     batch = Batch.of(PAIRS, policy.device)
-    _, entropy = policy.answer_logps(policy.upper(policy.lower(batch), batch, reference=True), batch)
+    _, entropy, _ = policy.answer_logps(policy.upper(policy.lower(batch), batch, reference=True), batch)
     prompt, answer = PAIRS[1]
     slow = ppo_math.entropy(base(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1])
     torch.testing.assert_close(entropy[1, : len(answer)], slow.detach(), atol=1e-4, rtol=0)
@@ -88,7 +88,7 @@ def test_gradients_reach_the_adapter_and_nothing_else(policy: Policy) -> None:
 
 def test_values_do_not_bend_the_policy(policy: Policy) -> None:
     batch = Batch.of(PAIRS, policy.device)
-    values = policy.values(policy.upper(policy.lower(batch), batch, reference=False))
+    values = policy.values(policy.states(policy.upper(policy.lower(batch), batch, reference=False)))
     assert values.shape == (3, 5)
     assert torch.count_nonzero(values) == 0  # starts at 0
     values.sum().backward()
@@ -131,16 +131,18 @@ def test_the_token_that_predicts_the_answer_is_never_shared() -> None:
     assert Batch.of([((1, 2), (4,)), ((2, 2), (3, 4))], torch.device("cpu")).shared == 0
 
 
-def test_features_are_the_mean_over_the_answer_below_the_adapter(policy: Policy, tiny_model: Path) -> None:
+def test_features_are_the_answers_mean_words_meaning_and_form(policy: Policy, tiny_model: Path) -> None:
     disturb(policy)
     base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     features = policy.features(PAIRS)
-    assert features.shape == (3, 64 + 2)
+    assert features.shape == (3, 64 + 64 + 2)
     for row, (prompt, answer) in enumerate(PAIRS):
-        hidden = base(torch.tensor([prompt + answer]), output_hidden_states=True).hidden_states[policy.boundary]
-        np.testing.assert_allclose(features[row, :64], hidden[0, len(prompt) :].mean(0).detach().numpy(), atol=1e-4)
+        hidden = base(torch.tensor([prompt + answer]), output_hidden_states=True).hidden_states
+        for layer, start in ((0, 0), (policy.boundary, 64)):
+            mean = hidden[layer][0, len(prompt) :].mean(0).detach().numpy()
+            np.testing.assert_allclose(features[row, start : start + 64], mean, atol=1e-4)
     # Three tokens that end in no end-of-turn token, and one that is nothing else.
-    np.testing.assert_allclose(features[[0, 2], 64:], [[np.log(4), 0], [np.log(2), 1]], atol=1e-6)
+    np.testing.assert_allclose(features[[0, 2], 128:], [[np.log(4), 0], [np.log(2), 1]], atol=1e-6)
 
 
 def test_activations_are_computed_once(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
