@@ -277,7 +277,8 @@ def load(
         environ: defaults to the process' environment.
 
     Raises:
-        SetupError: an unknown key, a bad value or an unreadable file; names the key and its source.
+        SetupError: an unknown key, a bad value or an unreadable file, or two values that do not go together; names the
+            key and its source.
     """
     tree: dict[str, Any] = {}
     if file is None and Path("thumbwheel.toml").is_file():
@@ -298,10 +299,14 @@ def load(
             raise SetupError(f"--set {item}: write it as section.key=value")
         _assign(tree, key.strip().split("."), value, f"--set {item}")
     try:
-        return Config.model_validate(tree)
+        settings = Config.model_validate(tree)
     except ValidationError as error:
         lines = [_explain(detail) for detail in error.errors()]
         raise SetupError("the configuration is not valid:\n  " + "\n  ".join(lines)) from error
+    rank, served = settings.learner.lora.rank, settings.server.max_lora_rank
+    if rank > served:  # else a whole cycle would train what no server loads
+        raise SetupError(f"learner.lora.rank = {rank} is above server.max_lora_rank = {served}: raise that one too")
+    return settings
 
 
 def _explain(detail: Any) -> str:

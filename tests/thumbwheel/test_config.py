@@ -116,3 +116,10 @@ def test_the_tree_is_frozen() -> None:
 def test_versions_lie_in_the_data_directory_unless_told_otherwise(tmp_path: Path) -> None:
     assert loaded(tmp_path, 'data_dir = "d"').artifact_root == Path("d/versions")
     assert loaded(tmp_path, 'artifacts = "a"').artifact_root == Path("a")
+
+
+def test_a_rank_that_no_server_would_load_is_refused() -> None:
+    with pytest.raises(SetupError, match=r"learner\.lora\.rank = 32 is above server\.max_lora_rank = 16"):
+        load(Path("/dev/null"), ["learner.lora.rank=32"], {})
+    both = load(Path("/dev/null"), ["learner.lora.rank=32", "server.max_lora_rank=32"], {})
+    assert both.learner.lora.rank == 32
