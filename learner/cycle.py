@@ -225,6 +225,7 @@ class Wheel:
         stats: dict[str, float] = {}
         stages: list[pb.VersionRecord] = []
         if len(samples) >= LEAST_SAMPLES:
+            samples = contrast(samples, settings.learned_rollouts)
             rollout = await asyncio.to_thread(trainer.look_back, samples, self.tick)
             stats = await self._update(trainer, rollout, batch, 0)
         prompts = [answer for answer in train.answers if answer.trainable and not self._held_out(answer)]
@@ -234,6 +235,8 @@ class Wheel:
             rollout = await asyncio.to_thread(trainer.look_back, samples, self.tick)
             if rollout.kl >= settings.kl_budget:
                 log.info("kl_budget_reached", extra={"cycle": batch.cycle_id, "kl": round(rollout.kl, 3)})
+                if len(stages) > 1:
+                    stages.pop()  # it is the one that went too far
                 break
             stats = await self._update(trainer, rollout, batch, number)
         else:
@@ -297,14 +300,18 @@ class Wheel:
         tokens = min(self.settings.ppo.max_answer_tokens, max((answer.max_tokens for answer in prompts), default=1))
         ids = [answer.prompt_ids for answer in prompts]
         ask = partial(self.rollouts.sample, prompts=ids, max_tokens=tokens, seed=batch.seed)
-        ours = await ask(candidate.name, n=settings.samples)
-        theirs = await ask(batch.parent, n=settings.samples)
-        base = theirs if batch.parent == BASE else await ask(BASE)
+        # At once: a few prompts of one version at a time would leave most of the engine's places empty.
+        ours, theirs, base, right, base_right = await asyncio.gather(
+            ask(candidate.name, n=settings.samples),
+            ask(batch.parent, n=settings.samples),
+            ask(BASE),
+            self.competence.right(candidate.name),
+            self.competence.right(BASE),
+        )
         await asyncio.to_thread(self.policy.load_adapter, self.publisher.root / candidate.path)
         samples = [Sample(ids[rollout.prompt], rollout.token_ids, rollout.logp, candidate.name) for rollout in ours]
         meter = Trainer(self.policy, self.settings.ppo, batch.seed)
         kl = (await asyncio.to_thread(meter.look_back, samples)).kl if samples else 0.0
-        right = await self.competence.right(candidate.name)
         scores = np.zeros((2, len(ids), settings.samples))
         if held.votes and ids:
             model, _ = await asyncio.to_thread(fit, held, features, self.settings.reward_model)
@@ -320,7 +327,7 @@ class Wheel:
             candidate_length=_mean_length(ours),
             base_length=_mean_length(base),
             finite=bool(np.isfinite(kl)) and all(np.isfinite(rollout.logp).all() for rollout in ours),
-            base_right=await self.competence.right("base"),
+            base_right=base_right,
             candidate_right=right,
             questions=self.competence.questions,
         )

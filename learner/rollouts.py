@@ -19,7 +19,7 @@ log = logging.getLogger("thumbwheel.learner.rollouts")
 DEADLINE = 1800.0
 """Seconds for one call: at low priority a busy server may take its time."""
 ATTEMPTS = 6
-PROMPTS_PER_CALL = 64
+PROMPTS_PER_CALL = 256
 
 
 @dataclass(frozen=True, slots=True)

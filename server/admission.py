@@ -1,8 +1,9 @@
 """Who may sample now. A place is one answer being sampled.
 
 People first: chat takes any place, waits in one short queue in order of arrival, and is refused when the queue is full.
-The learner's rollouts take what is left, fewer while somebody chats, and give a place back at once when chat needs it:
-their sample starts again later. So chat never waits behind a rollout.
+The learner's rollouts take what is left. When somebody begins to chat, all but a few give their places back at once,
+and those few too where chat needs them: their samples start again later. So chat neither waits behind a rollout nor
+crawls in a batch full of them.
 """
 
 from __future__ import annotations
@@ -148,7 +149,8 @@ class Admission:
 
     def _begin_chat(self, count: int) -> None:
         self._chats += count
-        excess = self._chats + len(self._rollouts) - self._limits.max_sequences
+        room = self._limits.max_sequences - self._chats
+        excess = len(self._rollouts) - min(room, self._limits.rollout_sequences_busy)
         if excess > 0:
             for revoked in self._rollouts[-excess:]:  # the youngest: the least work is lost
                 revoked.set_result(None)

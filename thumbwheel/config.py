@@ -50,14 +50,14 @@ class Server(Section):
     """Let tools such as grpcurl list the services."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of the engine on a CPU; 0 means one per core."""
-    max_sequences: Positive = 24
+    max_sequences: Positive = 64
     """Answers sampled at once."""
     max_queue: Positive = 64
     """Answers waiting for a place before calls are refused with RESOURCE_EXHAUSTED."""
-    rollout_sequences: Positive = 16
+    rollout_sequences: Positive = 48
     """Places the learner may take while nobody chats."""
     rollout_sequences_busy: Positive = 4
-    """Places the learner may take while somebody chats."""
+    """Places that it keeps while somebody chats."""
     kv_cache_bytes: Positive = 1 << 30
     """Memory of the engine's KV cache on a CPU. On a GPU vLLM sizes it by gpu_memory_share."""
     gpu_memory_share: Share = 0.6
@@ -130,7 +130,7 @@ class Lora(Section):
 
 
 class Ppo(Section):
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 8e-4
     """AdamW's rate for the adapter, after warm-up."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """AdamW's rate for the value head."""
@@ -141,17 +141,17 @@ class Ppo(Section):
     rollouts: Positive = 128
     """Answers sampled for a fresh iteration."""
     learned_rollouts: Positive = 48
-    """Those of them that are learned from: the best and the worst, in equal parts."""
+    """Answers that an iteration learns from: the best and the worst, in equal parts."""
     max_answer_tokens: Positive = 256
     """Longest answer that trains the policy; bounds time and memory of an iteration."""
-    epochs: Positive = 2
-    """Passes over an iteration's answers."""
+    epochs: Positive = 1
+    """Passes over an iteration's answers. With few of them a second one mostly learns these by heart."""
     minibatches: Positive = 6
     """Optimiser steps a pass."""
     gamma: Share = 1.0
     """Discount."""
-    lam: Share = 0.95
-    """GAE's lambda."""
+    lam: Share = 0.85
+    """GAE's lambda: lower leaves less to luck, and more to what the critic has understood."""
     clip_eps: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Clip range of the probability ratio."""
     value_clip: Annotated[float, Field(gt=0)] = 0.2
@@ -160,7 +160,7 @@ class Ppo(Section):
     """Weight of the value loss."""
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the entropy bonus."""
-    kl_coef: Annotated[float, Field(ge=0)] = 0.06
+    kl_coef: Annotated[float, Field(ge=0)] = 0.04
     """Price of a nat of KL to the reference, where a vote is worth from -1 to 1."""
     anchor_coef: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the KL to the base on its own answers to plain questions; 0 lets what is not rated drift."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from learner import cycle
 from learner.anchor import Anchor
 from learner.competence import Competence
 from learner.cycle import Wheel
@@ -179,6 +180,18 @@ async def test_the_gate_can_refuse_and_the_live_version_stays(make: Callable[...
     refused = await bench.wheel.registry.get(record.version)
     assert refused.state == pb.VERSION_STATE_REJECTED
     assert list(refused.reasons) == list(record.reasons)
+
+
+async def test_a_step_beyond_the_kl_budget_is_taken_back(
+    make: Callable[..., Awaitable[Bench]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cycle, "LEAST_SAMPLES", 1000)  # so that the first step is the base itself, at 0 nats
+    bench = await make("learner.ppo.kl_budget=1e-9", "learner.ppo.fresh_iterations=3")
+    await bench.votes(60)
+    record = await bench.wheel.turn()
+    assert record.version.startswith("v1.0-")
+    trained = dict.fromkeys(name for name in bench.rollouts.asked if name.startswith("v"))
+    assert [name[:5] for name in trained] == ["v1.0-", "v1.1-"], "the third step was never made"
 
 
 async def test_numbers_that_are_not_finite_end_the_cycle_not_the_process(

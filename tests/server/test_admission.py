@@ -125,14 +125,14 @@ async def test_rollouts_keep_to_their_share_and_to_less_while_somebody_chats(unt
     tasks = [samples.add() for _ in range(6)]
     await until(lambda: samples.running == 3)
     with await places.chat(1):
-        samples.finish(2)
         await until(lambda: samples.running == 1)
+        assert [await task for task in tasks[1:3]] == [None, None], "the youngest give way at once"
         samples.finish(1)
         await until(lambda: samples.started == 4)
         assert samples.running == 1
     await until(lambda: samples.running == 3)
     samples.finish(3)
-    assert await asyncio.gather(*tasks) == ["done"] * 6
+    assert await asyncio.gather(*tasks) == ["done", None, None, "done", "done", "done"]
 
 
 async def test_rollouts_never_start_while_a_chat_waits(until: Until) -> None:

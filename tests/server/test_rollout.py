@@ -72,8 +72,8 @@ async def test_chat_gets_its_places_at_once_and_no_sample_is_lost(
         await until(lambda: running("rollout") == 5)
         answer = server.chat.Chat(chat(n=4))
         await until(lambda: running("chat") == 4)
-        assert running("rollout") == 2
-        await until(lambda: len(engine.running) == 3)
+        assert running("rollout") == 1
+        await until(lambda: len(engine.running) == 2)
         engine.resume.set()
         assert len((await answer).answers) == 4
         samples = [sample async for sample in call]
@@ -83,10 +83,11 @@ async def test_chat_gets_its_places_at_once_and_no_sample_is_lost(
 
 async def test_cancelling_ends_all_samples(settings: MakeConfig, run_server: Any, until: Until) -> None:
     engine = ScriptedEngine()
-    async with run_server(settings(), engine) as server:
+    config = settings()
+    async with run_server(config, engine) as server:
         engine.resume.clear()
         call = server.rollout.Rollout(rollout(*[b"x"] * 40))
-        await until(lambda: len(engine.running) == 16)
+        await until(lambda: len(engine.running) == 15)
         call.cancel()
         await until(lambda: not engine.running and running("rollout") == 0)
 
