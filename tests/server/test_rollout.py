@@ -83,11 +83,11 @@ async def test_chat_gets_its_places_at_once_and_no_sample_is_lost(
 
 async def test_cancelling_ends_all_samples(settings: MakeConfig, run_server: Any, until: Until) -> None:
     engine = ScriptedEngine()
-    config = settings()
+    config = settings(rollout_sequences=16)
     async with run_server(config, engine) as server:
         engine.resume.clear()
         call = server.rollout.Rollout(rollout(*[b"x"] * 40))
-        await until(lambda: len(engine.running) == 15)
+        await until(lambda: len(engine.running) == 16)
         call.cancel()
         await until(lambda: not engine.running and running("rollout") == 0)
 
