@@ -18,9 +18,9 @@ Departures from the paper, and why:
   gradient alone explained nothing in the first three iterations: advantages told the place in an answer, not its worth.
 - Lambda is lower than the usual .95. Whitened advantages of two halves of 288 answers gave gradients whose cosine was
   .19 at .95, .33 at .8 and .57 at 0: less luck, as long as the critic knows something. Very low it forgets what a word
-  leads to: at .3 answers came to be liked for long words, at 4 nats, and not for ending early (one run).
-- An iteration learns from the best and the worst of its answers (`contrast`; PODS, arXiv:2504.13818): one that scores as
-  usual teaches little, and to sample and score an answer took .4 s of two cores where to learn from it took .6 s.
+  leads to: at .3 answers to be brief stayed as many tokens, in fewer and longer words (one run).
+- An iteration learns from the best and the worst of its answers (`contrast`; PODS, arXiv:2504.13818): one that scores
+  as usual teaches little, and to sample and score an answer took .4 s of two cores where to learn from it took .6 s.
   `Rollout.kl` is then that of the answers kept; the gate measures it on all.
 - Every update also holds the policy to the base's own answers to plain questions (`learner.anchor`), as PPO-ptx holds
   to pretraining text. Answers that please say little about how to answer those, and without this they drift.
