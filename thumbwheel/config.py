@@ -165,7 +165,7 @@ class Ppo(Section):
     anchor_coef: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the KL to the base on its own answers to plain questions; 0 lets what is not rated drift."""
     kl_budget: Annotated[float, Field(gt=0)] = 4.5
-    """KL to the reference, in nats per answer, at which a cycle stops. Past about 5 answers turn curt and wrong."""
+    """KL to the reference, in nats per answer, at which a cycle stops and takes the last step back."""
     vote_weight: Share = 0.5
     """Share of a person's own vote in the reward of an answer that has one; the rest is the reward model's."""
     target_kl: Annotated[float, Field(gt=0)] = 0.1
