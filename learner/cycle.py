@@ -13,9 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,17 +23,18 @@ from learner.anchor import Anchor
 from learner.competence import Competence
 from learner.dataset import Answer, Dataset, EncodeAnswer, held_out
 from learner.features import FeatureCache
-from learner.gate import Evidence, Verdict, judge
+from learner.gate import judge
 from learner.policy import Policy, Sample
 from learner.ppo import Rollout, Trainer, contrast
 from learner.publish import Publisher
 from learner.reward_model import RewardModel, fit
-from learner.rollouts import Rollouts, Sampled
+from learner.rollouts import Rollouts
+from learner.trial import Trial
 from thumbwheel import config
 from thumbwheel.errors import Conflict, TrainingDiverged
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.lease import Lease
-from thumbwheel.registry import BASE, Registry
+from thumbwheel.registry import Registry
 from thumbwheel.turn_log import TurnLog
 from thumbwheel.vote_stream import StreamId, VoteStream
 from thumbwheel_client.v1 import record_pb2 as pb
@@ -132,7 +131,6 @@ class Wheel:
 
     async def _learn(self, batch: pb.BatchManifest) -> Outcome:
         data, fresh = await self._collect(batch)
-        held = data.part(self._held_out)
         train = data.part(lambda answer: not self._held_out(answer))
         least = self.settings.reward_model.min_votes
         if train.votes < least:
@@ -161,9 +159,12 @@ class Wheel:
         measured |= trained
 
         metrics.stage("gate")
+        trial = Trial(batch, data, features, self._held_out, self.settings)
         # From the last step back: steps that went too far must not cost the votes that those before them used well.
         for candidate in reversed(stages[-GATE_TRIES:]):
-            verdict = await self._judge(batch, candidate, data, held, features)
+            folder = self.publisher.root / candidate.path
+            evidence = await trial.of(candidate, folder, self.rollouts, self.competence, self.policy)
+            verdict = judge(evidence, self.settings.gate)
             metrics.verdicts.labels("passed" if verdict.passed else "refused").inc()
             log.info(
                 "gate", extra={"version": candidate.name, "passed": verdict.passed, "reasons": list(verdict.reasons)}
@@ -225,7 +226,7 @@ class Wheel:
         stats: dict[str, float] = {}
         stages: list[pb.VersionRecord] = []
         if len(samples) >= LEAST_SAMPLES:
-            samples = contrast(samples, settings.learned_rollouts)
+            samples = await self._telling(samples, reward_model)
             rollout = await asyncio.to_thread(trainer.look_back, samples, self.tick)
             stats = await self._update(trainer, rollout, batch, 0)
         prompts = [answer for answer in train.answers if answer.trainable and not self._held_out(answer)]
@@ -284,62 +285,16 @@ class Wheel:
             Sample(prompt, rollout.token_ids, rollout.logp, version, float(reward))
             for (prompt, _), rollout, reward in zip(pairs, rollouts, rewards, strict=True)
         ]
-        return contrast(samples, settings.learned_rollouts)
+        return await self._telling(samples, reward_model)
 
-    async def _judge(
-        self,
-        batch: pb.BatchManifest,
-        candidate: pb.VersionRecord,
-        data: Dataset,
-        held: Dataset,
-        features: NDArray[np.float64],
-    ) -> Verdict:
-        """Lets candidate, live version and base answer held-out prompts and plain questions, and asks the gate."""
-        settings = self.settings.gate
-        prompts = self._gate_prompts(data)
-        tokens = min(self.settings.ppo.max_answer_tokens, max((answer.max_tokens for answer in prompts), default=1))
-        ids = [answer.prompt_ids for answer in prompts]
-        ask = partial(self.rollouts.sample, prompts=ids, max_tokens=tokens, seed=batch.seed)
-        # At once: a few prompts of one version at a time would leave most of the engine's places empty.
-        ours, theirs, base, right, base_right = await asyncio.gather(
-            ask(candidate.name, n=settings.samples),
-            ask(batch.parent, n=settings.samples),
-            ask(BASE),
-            self.competence.right(candidate.name),
-            self.competence.right(BASE),
-        )
-        await asyncio.to_thread(self.policy.load_adapter, self.publisher.root / candidate.path)
-        samples = [Sample(ids[rollout.prompt], rollout.token_ids, rollout.logp, candidate.name) for rollout in ours]
-        meter = Trainer(self.policy, self.settings.ppo, batch.seed)
-        kl = (await asyncio.to_thread(meter.look_back, samples)).kl if samples else 0.0
-        scores = np.zeros((2, len(ids), settings.samples))
-        if held.votes and ids:
-            model, _ = await asyncio.to_thread(fit, held, features, self.settings.reward_model)
-            for row, rollouts in enumerate((ours, theirs)):
-                pairs = [(ids[rollout.prompt], rollout.token_ids) for rollout in rollouts]
-                probability = model.probability(await asyncio.to_thread(self.policy.features, pairs))
-                scores[row] = probability.reshape(len(ids), settings.samples)
-        evidence = Evidence(
-            candidate_scores=scores[0],
-            live_scores=scores[1],
-            judge_votes=held.votes,
-            kl=kl,
-            candidate_length=_mean_length(ours),
-            base_length=_mean_length(base),
-            finite=bool(np.isfinite(kl)) and all(np.isfinite(rollout.logp).all() for rollout in ours),
-            base_right=base_right,
-            candidate_right=right,
-            questions=self.competence.questions,
-        )
-        return judge(evidence, settings)
-
-    def _gate_prompts(self, data: Dataset) -> list[Answer]:
-        """The newest held-out prompts, each once."""
-        by_prompt: dict[Any, Answer] = {}
-        for answer in data.answers:
-            if answer.max_tokens and self._held_out(answer):
-                by_prompt.setdefault(answer.prompt_ids, answer)
-        return list(by_prompt.values())[: self.settings.gate.prompts]
+    async def _telling(self, samples: Sequence[Sample], reward_model: RewardModel) -> list[Sample]:
+        """Those to learn from, with what the reward model expects of them before each of their tokens."""
+        kept = contrast(samples, self.settings.ppo.learned_rollouts)
+        tokens = await asyncio.to_thread(self.policy.token_features, [sample.answer for sample in kept])
+        return [
+            replace(sample, outlook=tuple((2 * reward_model.outlook(rows) - 1).tolist()))
+            for sample, rows in zip(kept, tokens, strict=True)
+        ]
 
 
 def _rated_samples(
@@ -358,7 +313,3 @@ def _rated_samples(
             reward = settings.vote_weight * vote + (1 - settings.vote_weight) * (2 * float(probability[index]) - 1)
             samples.append(Sample(answer.prompt_ids, answer.answer_ids, answer.behaviour_logp, answer.version, reward))
     return samples
-
-
-def _mean_length(rollouts: Sequence[Sampled]) -> float:
-    return float(np.mean([len(rollout.token_ids) for rollout in rollouts])) if rollouts else 0.0

@@ -61,6 +61,8 @@ class Sample:
     """Which weights sampled it."""
     reward: float = 0.0
     """Score of the whole answer."""
+    outlook: tuple[float, ...] = ()
+    """The reward that was to be expected before each answer token; empty where nothing is known."""
 
     @property
     def answer(self) -> Answer:
@@ -235,14 +237,17 @@ class Policy:
         adapter (what they say). Then the answer's form, which means hide and every reader sees: log(1 + tokens), and 1
         where the model ended it itself.
         """
+        means = [tokens.mean(0) for tokens in self.token_features(pairs)]
+        form = [[math.log1p(len(answer)), float(answer[-1] in self._ends)] for _, answer in pairs]
+        return np.hstack([np.stack(means), np.array(form, dtype=np.float32)])
+
+    def token_features(self, pairs: Sequence[Answer]) -> list[npt.NDArray[np.float32]]:
+        """Of each answer what `features` takes the means of: (A, 2 D), a row for every token."""
         rows = []
         for (prompt, answer), hidden in zip(pairs, self.activations(pairs), strict=True):
             words = self._embeddings[torch.tensor(answer, device=self.device)]  # (A, D)
-            rows.append(torch.cat([words.float().mean(0), hidden[len(prompt) :].float().mean(0)]))
-        form = [[math.log1p(len(answer)), float(answer[-1] in self._ends)] for _, answer in pairs]
-        return cast(
-            npt.NDArray[np.float32], np.hstack([torch.stack(rows).cpu().numpy(), np.array(form, dtype=np.float32)])
-        )
+            rows.append(torch.cat([words.float(), hidden[len(prompt) :].float()], dim=1).cpu().numpy())
+        return rows
 
     @torch.no_grad()
     def lower(self, batch: Batch) -> Tensor:

@@ -130,17 +130,17 @@ class Lora(Section):
 
 
 class Ppo(Section):
-    learning_rate: Annotated[float, Field(gt=0)] = 8e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """AdamW's rate for the adapter, after warm-up."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """AdamW's rate for the value head."""
     warmup_updates: Annotated[int, Field(ge=0)] = 4
     """Optimiser steps over which the rate rises; the first updates are the roughest."""
-    fresh_iterations: Annotated[int, Field(ge=0)] = 4
+    fresh_iterations: Annotated[int, Field(ge=0)] = 3
     """Iterations on fresh rollouts scored by the reward model, after the one on rated traffic."""
-    rollouts: Positive = 128
+    rollouts: Positive = 96
     """Answers sampled for a fresh iteration."""
-    learned_rollouts: Positive = 48
+    learned_rollouts: Positive = 40
     """Answers that an iteration learns from: the best and the worst, in equal parts."""
     max_answer_tokens: Positive = 256
     """Longest answer that trains the policy; bounds time and memory of an iteration."""
@@ -150,7 +150,7 @@ class Ppo(Section):
     """Optimiser steps a pass."""
     gamma: Share = 1.0
     """Discount."""
-    lam: Share = 0.85
+    lam: Share = 0.9
     """GAE's lambda: lower leaves less to luck, and more to what the critic has understood."""
     clip_eps: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Clip range of the probability ratio."""
@@ -185,8 +185,8 @@ class Gate(Section):
     """Share of conversations that never train: their votes fit the judge and their prompts are the gate's."""
     min_judge_votes: Positive = 8
     """Fewest held-out votes that make a judge."""
-    samples: Positive = 2
-    """Answers per held-out prompt."""
+    samples: Positive = 4
+    """Answers per held-out prompt. A judge of few votes is weak, and more answers are cheaper than more votes."""
     prompts: Positive = 32
     """Held-out prompts that candidate and live version answer."""
     min_win_rate: Share = 0.5

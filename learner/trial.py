@@ -1,0 +1,125 @@
+"""A candidate's trial: it, the live version and the base answer what trained nobody; the gate judges what is seen.
+
+What does not depend on the candidate is asked once, however many candidates a cycle shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learner.competence import Competence
+from learner.dataset import Answer, Dataset
+from learner.gate import Evidence
+from learner.policy import Policy, Sample
+from learner.ppo import Trainer
+from learner.reward_model import RewardModel, fit
+from learner.rollouts import Rollouts, Sampled
+from thumbwheel import config
+from thumbwheel.registry import BASE
+from thumbwheel_client.v1 import record_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the candidate is held against. P prompts, S samples of each."""
+
+    judge: RewardModel | None
+    live_scores: NDArray[np.float64]  # (P, S)
+    base_length: float
+    base_right: frozenset[str]
+
+
+class Trial:
+    """One cycle's trials: the same prompts, the same opponents, the same judge."""
+
+    def __init__(
+        self,
+        batch: pb.BatchManifest,
+        data: Dataset,
+        features: NDArray[np.float64],
+        held_out: Callable[[Answer], bool],
+        settings: config.Learner,
+    ) -> None:
+        """
+        Args:
+            batch: its parent is the version to beat.
+            data: all answers; the prompts and votes of those held out are used.
+            features: (N, D), row i for data.answers[i].
+            held_out: which answers nothing was trained on.
+            settings: of the learner.
+        """
+        self._batch, self._features, self._settings = batch, features, settings
+        self._held = data.part(held_out)
+        longest: dict[tuple[int, ...], int] = {}  # prompt -> max_tokens of its newest answer
+        for answer in data.answers:
+            if answer.max_tokens and held_out(answer):
+                longest.setdefault(answer.prompt_ids, answer.max_tokens)
+        self._prompts = list(longest)[: settings.gate.prompts]
+        tokens = max((longest[prompt] for prompt in self._prompts), default=1)
+        self._tokens = min(settings.ppo.max_answer_tokens, tokens)
+        self._known: _Known | None = None
+
+    async def of(
+        self, candidate: pb.VersionRecord, folder: Path, rollouts: Rollouts, competence: Competence, policy: Policy
+    ) -> Evidence:
+        """Tries one candidate, whose adapter lies in `folder`. Leaves the policy with that adapter."""
+        known = self._known = self._known or await self._hold_against(rollouts, competence, policy)
+        # At once: the last few answers of one call would leave most of the engine's places empty.
+        ours, right = await asyncio.gather(
+            self._ask(rollouts, candidate.name, self._settings.gate.samples), competence.right(candidate.name)
+        )
+        await asyncio.to_thread(policy.load_adapter, folder)
+        kl = await asyncio.to_thread(self._kl, ours, candidate.name, policy)
+        return Evidence(
+            candidate_scores=await asyncio.to_thread(self._scores, known.judge, ours, policy),
+            live_scores=known.live_scores,
+            judge_votes=self._held.votes,
+            kl=kl,
+            candidate_length=_mean_length(ours),
+            base_length=known.base_length,
+            finite=bool(np.isfinite(kl)) and all(np.isfinite(rollout.logp).all() for rollout in ours),
+            base_right=known.base_right,
+            candidate_right=right,
+            questions=competence.questions,
+        )
+
+    async def _hold_against(self, rollouts: Rollouts, competence: Competence, policy: Policy) -> _Known:
+        parent, settings = self._batch.parent, self._settings
+        live, base, base_right = await asyncio.gather(
+            self._ask(rollouts, parent, settings.gate.samples),
+            self._ask(rollouts, BASE, samples=1),
+            competence.right(BASE),
+        )
+        judge = None
+        if self._held.votes:
+            judge, _ = await asyncio.to_thread(fit, self._held, self._features, settings.reward_model)
+        scores = await asyncio.to_thread(self._scores, judge, live, policy)
+        return _Known(judge, scores, _mean_length(base), base_right)
+
+    async def _ask(self, rollouts: Rollouts, version: str, samples: int) -> list[Sampled]:
+        return await rollouts.sample(version, self._prompts, max_tokens=self._tokens, seed=self._batch.seed, n=samples)
+
+    def _scores(self, judge: RewardModel | None, rollouts: Sequence[Sampled], policy: Policy) -> NDArray[np.float64]:
+        """(P, S) probabilities; zeros without a judge."""
+        shape = (len(self._prompts), self._settings.gate.samples)
+        if judge is None or not rollouts:
+            return np.zeros(shape)
+        return judge.probability(policy.features([self._answer(rollout) for rollout in rollouts])).reshape(shape)
+
+    def _kl(self, rollouts: Sequence[Sampled], version: str, policy: Policy) -> float:
+        # Every second: to measure the KL of an answer takes as long as to score ten.
+        samples = [Sample(*self._answer(rollout), rollout.logp, version) for rollout in rollouts[::2]]
+        return Trainer(policy, self._settings.ppo, seed=0).look_back(samples).kl if samples else 0.0
+
+    def _answer(self, rollout: Sampled) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self._prompts[rollout.prompt], rollout.token_ids
+
+
+def _mean_length(rollouts: Sequence[Sampled]) -> float:
+    return float(np.mean([len(rollout.token_ids) for rollout in rollouts])) if rollouts else 0.0
