@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import grpc
@@ -113,33 +113,19 @@ class Session:
                 self._ask(line)
 
     def _ask(self, text: str) -> None:
-        self._messages.append(pb.Message(role=pb.ROLE_USER, content=text))
-        try:
-            kept = self._answer()
-        except grpc.RpcError:
-            self._messages.pop()
-            raise
-        if not kept:
-            self._messages.pop()
+        self._answer([*self._messages, pb.Message(role=pb.ROLE_USER, content=text)])
 
     def _again(self) -> None:
         """Asks for another answer to the last message; the old one leaves the conversation, its votes stay."""
         if self._receipt is None:
             self._dim("there is no message to answer yet")
             return
-        old = self._messages.pop()
-        try:
-            kept = self._answer()
-        except grpc.RpcError:
-            self._messages.append(old)
-            raise
-        if not kept:
-            self._messages.append(old)
+        self._answer(self._messages[:-1])
 
-    def _answer(self) -> bool:
-        """Streams an answer and adds it to the conversation; False if it was interrupted."""
+    def _answer(self, messages: Sequence[pb.Message]) -> None:
+        """Streams an answer. The conversation is these messages and it, or, if it is broken off, what it was before."""
         chat_input = chat_pb2.ChatInput(
-            messages=self._messages,
+            messages=messages,
             sampling=self._sampling,
             conversation_id=self._conversation,
             version=self._version,
@@ -162,13 +148,12 @@ class Session:
         except KeyboardInterrupt:
             call.cancel()
             self._dim("\ncancelled")
-            return False
+            return
+        # An answer that ended at once has no text, and an empty message must not go into the next request.
+        self._messages = [*messages, pb.Message(role=pb.ROLE_ASSISTANT, content=text or "…")]
+        self._receipt, self._log_status = receipt, status
         self._console.print()
         self._dim(f"— {receipt.version}" + _why_not_rated(status))
-        # An answer that ended at once has no text, and an empty message must not go into the next request.
-        self._messages.append(pb.Message(role=pb.ROLE_ASSISTANT, content=text or "…"))
-        self._receipt, self._log_status = receipt, status
-        return True
 
     def _correct(self, read: Callable[[str], str]) -> None:
         """Sends what the answer should have been, and goes on as if it had been that."""

@@ -117,8 +117,9 @@ def _options(plan: Plan, file: Path | None, overrides: Sequence[str] | None, con
         "learner.http_port=0",
         f"learner.min_votes={min(plan.waves)}",
         f"learner.seed={plan.seed}",
-        # Our visitors chat all through the gate; two of them need not slow the learner's sampling to a crawl.
+        # Our visitors chat all through the gate; two of them need not slow the learner to a crawl.
         f"server.rollout_sequences_busy={prepared.server.rollout_sequences}",
+        "learner.niceness=0",
     ]
     return [*(("--config", str(file)) if file else ()), *(word for item in sets for word in ("--set", item))]
 

@@ -74,9 +74,13 @@ class Exam:
         """
         slots = asyncio.Semaphore(CONCURRENCY)
 
+        failures = 0
+
         async def ask(text: str, sampling: pb.Sampling) -> chat_pb2.Answer:
+            nonlocal failures
             async with slots:
                 answer = await self._ask(version, text, sampling)
+            failures += not ended_well(answer.finish, sampling.max_tokens)
             on_answer()
             return answer
 
@@ -96,7 +100,6 @@ class Exam:
             Sample(prompt, answer.text, self._taste(prompt, answer.text))
             for prompt, answer in zip(asked, answers[: len(asked)], strict=True)
         ]
-        failures = sum(not ended_well(answer.finish, MAX_TOKENS) for answer in answers)
         return Marks(version, tuple(samples), sum(right) / len(right), failures)
 
     async def _ask(self, version: str, text: str, sampling: pb.Sampling) -> chat_pb2.Answer:

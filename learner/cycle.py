@@ -163,7 +163,7 @@ class Wheel:
         # From the last step back: steps that went too far must not cost the votes that those before them used well.
         for candidate in reversed(stages[-GATE_TRIES:]):
             folder = self.publisher.root / candidate.path
-            evidence = await trial.of(candidate, folder, self.rollouts, self.competence, self.policy)
+            evidence = await trial.of(candidate, folder, self.rollouts, self.competence, self.policy, self.tick)
             verdict = judge(evidence, self.settings.gate)
             metrics.verdicts.labels("passed" if verdict.passed else "refused").inc()
             log.info(

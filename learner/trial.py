@@ -66,16 +66,26 @@ class Trial:
         self._known: _Known | None = None
 
     async def of(
-        self, candidate: pb.VersionRecord, folder: Path, rollouts: Rollouts, competence: Competence, policy: Policy
+        self,
+        candidate: pb.VersionRecord,
+        folder: Path,
+        rollouts: Rollouts,
+        competence: Competence,
+        policy: Policy,
+        progress: Callable[[float], None],
     ) -> Evidence:
         """Tries one candidate, whose adapter lies in `folder`. Leaves the policy with that adapter."""
+        progress(0.0)
         known = self._known = self._known or await self._hold_against(rollouts, competence, policy)
+        progress(0.4)
         # At once: the last few answers of one call would leave most of the engine's places empty.
         ours, right = await asyncio.gather(
             self._ask(rollouts, candidate.name, self._settings.gate.samples), competence.right(candidate.name)
         )
+        progress(0.8)
         await asyncio.to_thread(policy.load_adapter, folder)
         kl = await asyncio.to_thread(self._kl, ours, candidate.name, policy)
+        progress(0.9)
         return Evidence(
             candidate_scores=await asyncio.to_thread(self._scores, known.judge, ours, policy),
             live_scores=known.live_scores,
@@ -91,16 +101,17 @@ class Trial:
 
     async def _hold_against(self, rollouts: Rollouts, competence: Competence, policy: Policy) -> _Known:
         parent, settings = self._batch.parent, self._settings
-        live, base, base_right = await asyncio.gather(
-            self._ask(rollouts, parent, settings.gate.samples),
-            self._ask(rollouts, BASE, samples=1),
+        asked = {BASE: 1} | {parent: settings.gate.samples}  # once, where they are the same
+        answers, base_right = await asyncio.gather(
+            asyncio.gather(*(self._ask(rollouts, version, samples) for version, samples in asked.items())),
             competence.right(BASE),
         )
+        found = dict(zip(asked, answers, strict=True))
         judge = None
         if self._held.votes:
             judge, _ = await asyncio.to_thread(fit, self._held, self._features, settings.reward_model)
-        scores = await asyncio.to_thread(self._scores, judge, live, policy)
-        return _Known(judge, scores, _mean_length(base), base_right)
+        scores = await asyncio.to_thread(self._scores, judge, found[parent], policy)
+        return _Known(judge, scores, _mean_length(found[BASE]), base_right)
 
     async def _ask(self, rollouts: Rollouts, version: str, samples: int) -> list[Sampled]:
         return await rollouts.sample(version, self._prompts, max_tokens=self._tokens, seed=self._batch.seed, n=samples)
@@ -113,7 +124,7 @@ class Trial:
         return judge.probability(policy.features([self._answer(rollout) for rollout in rollouts])).reshape(shape)
 
     def _kl(self, rollouts: Sequence[Sampled], version: str, policy: Policy) -> float:
-        # Every second: to measure the KL of an answer takes as long as to score ten.
+        # Every second: to measure the KL of an answer takes as long as to score five.
         samples = [Sample(*self._answer(rollout), rollout.logp, version) for rollout in rollouts[::2]]
         return Trainer(policy, self._settings.ppo, seed=0).look_back(samples).kl if samples else 0.0
 

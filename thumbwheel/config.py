@@ -160,7 +160,7 @@ class Ppo(Section):
     """Weight of the value loss."""
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the entropy bonus."""
-    kl_coef: Annotated[float, Field(ge=0)] = 0.04
+    kl_coef: Annotated[float, Field(ge=0)] = 0.08
     """Price of a nat of KL to the reference, where a vote is worth from -1 to 1."""
     anchor_coef: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the KL to the base on its own answers to plain questions; 0 lets what is not rated drift."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from learner.anchor import Anchor
 from learner.competence import Competence
 from learner.cycle import Wheel
 from learner.features import FeatureCache
-from learner.policy import Policy
+from learner.policy import Policy, Sample
+from learner.ppo import Rollout, Trainer
 from learner.publish import Publisher
 from learner.rollouts import Sampled
 from thumbwheel import artifacts
@@ -180,6 +182,38 @@ async def test_the_gate_can_refuse_and_the_live_version_stays(make: Callable[...
     refused = await bench.wheel.registry.get(record.version)
     assert refused.state == pb.VERSION_STATE_REJECTED
     assert list(refused.reasons) == list(record.reasons)
+
+
+async def test_what_all_candidates_are_held_against_is_asked_once(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make("learner.gate.min_win_rate=1", "learner.ppo.fresh_iterations=2")
+    await bench.votes(60)
+    record = await bench.wheel.turn()
+    assert record.outcome == "rejected"
+    asked = bench.rollouts.asked
+    # Twice to train after it (no more of the last), then held-out prompts and plain questions of each of three.
+    assert sorted(asked.count(name) for name in set(asked) - {"base"}) == [2, 3, 3]
+    assert asked.count("base") == 2  # it is the version that is live, too: held-out prompts, and plain questions
+
+
+async def test_the_policy_trains_on_samples_with_an_outlook(
+    make: Callable[..., Awaitable[Bench]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Sample] = []
+    look_back = Trainer.look_back
+
+    def spy(self: Trainer, samples: Sequence[Sample], *rest: Any) -> Rollout:
+        seen.extend(sample for sample in samples if sample.reward)
+        return look_back(self, samples, *rest)
+
+    monkeypatch.setattr(Trainer, "look_back", spy)
+    bench = await make()
+    await bench.votes(60)
+    await bench.wheel.turn()
+    assert {sample.version[:2] for sample in seen} == {"ba", "v1"}  # rated, and fresh
+    assert all(len(sample.outlook) == len(sample.answer_ids) for sample in seen)
+    assert all(-1 < value < 1 for sample in seen for value in sample.outlook)
+    assert len({sample.outlook[0] for sample in seen}) == 1  # before the first word all look alike
+    assert len({sample.outlook[-1] for sample in seen}) > len(seen) / 2
 
 
 async def test_a_step_beyond_the_kl_budget_is_taken_back(

@@ -143,6 +143,9 @@ def test_features_are_the_answers_mean_words_meaning_and_form(policy: Policy, ti
             np.testing.assert_allclose(features[row, start : start + 64], mean, atol=1e-4)
     # Three tokens that end in no end-of-turn token, and one that is nothing else.
     np.testing.assert_allclose(features[[0, 2], 128:], [[np.log(4), 0], [np.log(2), 1]], atol=1e-6)
+    for row, tokens in enumerate(policy.token_features(PAIRS)):
+        assert len(tokens) == len(PAIRS[row][1])
+        np.testing.assert_allclose(tokens.mean(0), features[row, :-2], atol=1e-6)
 
 
 def test_activations_are_computed_once(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,28 @@ def test_advantages_come_from_values_that_have_not_seen_their_answer(policy: Pol
     assert policy.value_head.bias > 1  # but what comes after knows
 
 
+def test_the_critic_starts_from_the_outlook(policy: Policy) -> None:
+    """Who knew the reward all along learns nothing from it: what is left to advantages is rounding."""
+    samples = [
+        dataclasses.replace(sample, outlook=(sample.reward,) * len(sample.answer_ids)) for sample in sampled(policy, 16)
+    ]
+    trainer = Trainer(policy, SETTINGS, seed=3)
+    rollout = trainer.look_back(samples)
+    targets = trainer._targets(rollout)
+    torch.testing.assert_close(targets.old_v, rollout.score[:, None] * rollout.mask, atol=1e-4, rtol=0)
+    stats = trainer.update(rollout)
+    assert stats["explained_variance"] > 0.99
+    blind = Trainer(policy, SETTINGS, seed=3).iterate(sampled(policy, 16))
+    assert blind["explained_variance"] < 0.9
+
+
+def test_the_value_loss_counts_the_outlook(policy: Policy) -> None:
+    samples = [
+        dataclasses.replace(sample, outlook=(sample.reward,) * len(sample.answer_ids)) for sample in sampled(policy, 16)
+    ]
+    assert Trainer(policy, SETTINGS, seed=3).iterate(samples)["value_loss"] < 1e-3
+
+
 def trained(model: Path, samples: list[Sample], settings: config.Ppo, folder: Path) -> tuple[dict[str, float], bytes]:
     policy = Policy(model, LORA, seed=1)
     stats = Trainer(policy, settings, seed=3).iterate(samples)
@@ -195,6 +217,8 @@ def test_samples_that_make_no_sense_are_refused(policy: Policy) -> None:
         trainer.iterate([])
     with pytest.raises(ValueError, match="2 log-probabilities for 1 tokens"):
         trainer.iterate([Sample((1,), (2,), (0.0, 0.0), "base")])
+    with pytest.raises(ValueError, match="an outlook of 2 values for 1 tokens"):
+        trainer.iterate([Sample((1,), (2,), (0.0,), "base", outlook=(0.0, 0.0))])
 
 
 def test_an_anchor_holds_what_nobody_rates(policy: Policy, tiny_model: Path) -> None:

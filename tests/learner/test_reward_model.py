@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from learner.dataset import Answer, Dataset, Label, Pair, rater_weights
-from learner.reward_model import auc, ece, fit
+from learner.reward_model import FORM, OUTLOOK_PRIOR, RewardModel, auc, ece, fit
 from thumbwheel import config
 
 SETTINGS = config.RewardModel()
@@ -94,3 +95,27 @@ def test_a_loud_rater_is_capped() -> None:
     assert weights["a"] == weights["b"] == 1
     assert 90 * weights["loud"] == pytest.approx(10)
     assert rater_weights({"only": 50}, 0.5) == {"only": 1.0}
+
+
+def test_the_outlook_is_the_score_of_what_has_been_said_and_average_words_to_come() -> None:
+    # Two features of tokens, then the form; standardised they are (x - 1) / 2.
+    model = RewardModel(
+        mean=np.array([1.0, 1.0, 5.0, 5.0]), std=np.array([2.0, 2.0, 1.0, 1.0]), weight=np.array([3.0, -1.0, 9.0, 9.0]),
+        bias=0.5, slope=2.0, offset=-0.25,
+    )  # fmt: skip
+    tokens = np.array([[3.0, 1.0], [1.0, 3.0], [7.0, 7.0]])  # worth 3, -1 and 6
+    logits = np.array([0.0, 3 / (1 + OUTLOOK_PRIOR), 2 / (2 + OUTLOOK_PRIOR)])
+    np.testing.assert_allclose(model.outlook(tokens), expit(2 * (logits + 0.5) - 0.25))
+
+
+def test_the_outlook_comes_to_the_score_in_a_long_answer() -> None:
+    features, liking = truth(200)
+    features = np.hstack([features, np.tile([3.0, 0.0], (200, 1))])  # a form that is the same for all
+    labels = [Label(i, float(liking[i] > 0), "a") for i in range(200)]
+    model, _ = fit(Dataset(answers(200), labels), features, SETTINGS)
+    for row in features[:5]:
+        outlook = model.outlook(np.tile(row[:-FORM], (5000, 1)))
+        start = model.probability(model.mean)
+        assert outlook[0] == pytest.approx(start)
+        assert outlook[-1] == pytest.approx(model.probability(row), abs=0.01)
+        assert (np.diff(outlook) * (outlook[-1] - start) >= 0).all()
