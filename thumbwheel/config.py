@@ -50,11 +50,11 @@ class Server(Section):
     """Let tools such as grpcurl list the services."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of the engine on a CPU; 0 means one per core."""
-    max_sequences: Positive = 64
+    max_sequences: Positive = 128
     """Answers sampled at once."""
     max_queue: Positive = 64
     """Answers waiting for a place before calls are refused with RESOURCE_EXHAUSTED."""
-    rollout_sequences: Positive = 48
+    rollout_sequences: Positive = 96
     """Places the learner may take while nobody chats."""
     rollout_sequences_busy: Positive = 4
     """Places that it keeps while somebody chats."""
@@ -130,13 +130,13 @@ class Lora(Section):
 
 
 class Ppo(Section):
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 6e-4
     """AdamW's rate for the adapter, after warm-up."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """AdamW's rate for the value head."""
     warmup_updates: Annotated[int, Field(ge=0)] = 4
     """Optimiser steps over which the rate rises; the first updates are the roughest."""
-    fresh_iterations: Annotated[int, Field(ge=0)] = 3
+    fresh_iterations: Annotated[int, Field(ge=0)] = 4
     """Iterations on fresh rollouts scored by the reward model, after the one on rated traffic."""
     rollouts: Positive = 96
     """Answers sampled for a fresh iteration."""
@@ -160,7 +160,7 @@ class Ppo(Section):
     """Weight of the value loss."""
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the entropy bonus."""
-    kl_coef: Annotated[float, Field(ge=0)] = 0.08
+    kl_coef: Annotated[float, Field(ge=0)] = 0.1
     """Price of a nat of KL to the reference, where a vote is worth from -1 to 1."""
     anchor_coef: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the KL to the base on its own answers to plain questions; 0 lets what is not rated drift."""
