@@ -76,7 +76,7 @@ def demo(
     votes_per_cycle: Annotated[
         int, typer.Option("--votes-per-cycle", min=1, help="New votes that start a cycle of the learner.")
     ] = 144,
-    concurrency: Concurrency = 48,
+    concurrency: Concurrency = 24,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Answers to each held-out prompt.")] = 4,
     minutes: Annotated[float, typer.Option("--minutes", min=0, help="After this no new wave of ratings begins.")] = 60,
     config: ConfigFile = None,

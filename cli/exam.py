@@ -17,7 +17,7 @@ from thumbwheel_client.v1 import chat_pb2
 from thumbwheel_client.v1 import record_pb2 as pb
 
 MAX_TOKENS = 48
-CONCURRENCY = 96
+CONCURRENCY = 48
 EXAMINER = identity("examiner")
 
 

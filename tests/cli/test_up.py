@@ -134,6 +134,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[R
 
 
 def test_says_where_it_is_and_what_to_try(up: Running) -> None:
+    until(lambda: "Ctrl-C stops" in up.said, 10, "up did not say all")  # it goes on talking after it is ready
     for words in ("thumbwheel is ready", up.here.grpc, f"http://{up.here.http}/metrics", "base", "thumbwheel chat"):
         assert words in up.said
 

@@ -150,7 +150,7 @@ async def test_draining_finishes_answers_and_takes_no_new_ones(
 
 
 async def test_an_answer_that_outlasts_the_drain_is_logged_as_cancelled(settings: MakeConfig, run_server: Any) -> None:
-    engine = ScriptedEngine(script=lambda *_: "x" * 200)
+    engine = ScriptedEngine(script=lambda *_: "x" * 200, token_seconds=0.01)  # it shall not be done before it is paused
     config = settings(drain=0.2)
     async with run_server(config, engine) as server:
         call = server.chat.StreamChat(chat_pb2.StreamChatRequest(input=ask()))
