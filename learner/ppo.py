@@ -23,7 +23,7 @@ Departures from the paper, and why:
   what a word leads to: at .3, with the head alone, answers to be brief stayed as long, in fewer and longer words.
 - An iteration learns from the best and the worst of its answers (`contrast`; PODS, arXiv:2504.13818): one that scores
   as usual teaches little, and to sample and score an answer took .4 s of two cores where to learn from it took .6 s.
-  `Rollout.kl` is then that of the answers kept; the gate measures it on all.
+  `Rollout.kl` is then that of the answers kept, which was up to 3 nats less than what the gate finds after the step.
 - Every update also holds the policy to the base's own answers to plain questions (`learner.anchor`), as PPO-ptx holds
   to pretraining text. Answers that please say little about how to answer those, and without this they drift.
 - The value head reads a detached trunk: with a few hundred answers, values must not bend the policy's features.
