@@ -35,12 +35,12 @@ from cli.simulate import Concurrency, Noise, Seed, TasteName
 from cli.tastes import Taste
 from cli.versions import list_pages
 from cli.visitors import Visitors
-from cli.watch import Watch
+from cli.watch import Learner, Watch
 from thumbwheel.errors import SetupError
 from thumbwheel_client.v1 import record_pb2 as pb
 
-FINAL_STAGES = ("gate", "committing")
-"""Stages of a cycle that a release may follow."""
+CANDIDATE_ASKED = 0.4
+"""Progress of the gate from which on a release may follow: all that a candidate is held against is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ class Demo:
         """Waits for one cycle; visitors' answers stream from its last stages until the server has followed."""
         finished, outcomes, parent = watch.learner.finished, dict(watch.learner.cycles), watch.live
         phase = self._view.phase(f"learning, cycle {number}", 1)
-        await watch.until(lambda: watch.learner.stage in FINAL_STAGES or watch.learner.finished > finished)
+        await watch.until(lambda: _near_release(watch.learner) or watch.learner.finished > finished)
         visitors.let_in(True)
         await watch.until(lambda: watch.learner.finished > finished and watch.live == watch.serving)
         visitors.let_in(False)
@@ -243,6 +243,10 @@ class Demo:
             before=before.samples,
             after=after.samples,
         )
+
+
+def _near_release(learner: Learner) -> bool:
+    return learner.stage == "committing" or (learner.stage == "gate" and learner.progress >= CANDIDATE_ASKED)
 
 
 def _status(watch: Watch, visitors: Visitors) -> str:

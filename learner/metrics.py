@@ -29,8 +29,8 @@ _ppo = {
         ("approx_kl", "approx_kl", "KL between old and new policy of the last iteration (k3)."),
         ("clipfrac", "clip_ratio", "Share of tokens whose ratio was clipped."),
         ("explained_variance", "explained_variance", "Of the returns, by the critic."),
-        ("policy_loss", "policy_loss", "Clipped surrogate of the before the last iteration."),
-        ("value_loss", "value_loss", "Clipped value loss of the before the last iteration."),
+        ("policy_loss", "policy_loss", "Clipped surrogate of the last iteration."),
+        ("value_loss", "value_loss", "Clipped value loss of the last iteration."),
         ("entropy", "entropy_nats", "Mean entropy of a token."),
         (
             "effective_sample_size",

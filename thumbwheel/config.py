@@ -50,11 +50,11 @@ class Server(Section):
     """Let tools such as grpcurl list the services."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of the engine on a CPU; 0 means one per core."""
-    max_sequences: Positive = 64
+    max_sequences: Positive = 128
     """Answers sampled at once."""
     max_queue: Positive = 64
     """Answers waiting for a place before calls are refused with RESOURCE_EXHAUSTED."""
-    rollout_sequences: Positive = 48
+    rollout_sequences: Positive = 96
     """Places the learner may take while nobody chats."""
     rollout_sequences_busy: Positive = 4
     """Places that it keeps while somebody chats."""
