@@ -130,17 +130,17 @@ class Lora(Section):
 
 
 class Ppo(Section):
-    learning_rate: Annotated[float, Field(gt=0)] = 6e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """AdamW's rate for the adapter, after warm-up."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """AdamW's rate for the value head."""
     warmup_updates: Annotated[int, Field(ge=0)] = 4
     """Optimiser steps over which the rate rises; the first updates are the roughest."""
-    fresh_iterations: Annotated[int, Field(ge=0)] = 4
+    fresh_iterations: Annotated[int, Field(ge=0)] = 5
     """Iterations on fresh rollouts scored by the reward model, after the one on rated traffic."""
     rollouts: Positive = 96
     """Answers sampled for a fresh iteration."""
-    learned_rollouts: Positive = 40
+    learned_rollouts: Positive = 48
     """Answers that an iteration learns from: the best and the worst, in equal parts."""
     max_answer_tokens: Positive = 256
     """Longest answer that trains the policy; bounds time and memory of an iteration."""
