@@ -111,10 +111,7 @@ def _options(plan: Plan, file: Path | None, overrides: Sequence[str] | None, con
         f"model.path={prepared.model.path}",
         f"redis.namespace=demo-{uuid.uuid4().hex}",
         "artifacts=",
-        "server.host=127.0.0.1",
-        "server.grpc_port=0",
-        "server.http_port=0",
-        "learner.http_port=0",
+        *fresh.FREE_PORTS,
         f"learner.min_votes={min(plan.waves)}",
         f"learner.seed={plan.seed}",
         # Our visitors chat all through the gate; two of them need not slow the learner to a crawl.

@@ -226,20 +226,19 @@ class Wheel:
         stats: dict[str, float] = {}
         stages: list[pb.VersionRecord] = []
         if len(samples) >= LEAST_SAMPLES:
-            samples = await self._telling(samples, reward_model)
-            rollout = await asyncio.to_thread(trainer.look_back, samples, self.tick)
-            stats = await self._update(trainer, rollout, batch, 0)
+            rollout = await self._look_back(trainer, samples, reward_model)
+            stats = await self._update(trainer, rollout, samples, batch, 0)
         prompts = [answer for answer in train.answers if answer.trainable and not self._held_out(answer)]
         for number in range(1, settings.fresh_iterations + 1):
             stages.append(await self.publisher.stage(self.policy, batch, len(stages), {"iteration": number - 1}))
             samples = await self._sample(stages[-1].name, prompts, reward_model, batch.seed + 1000 * number)
-            rollout = await asyncio.to_thread(trainer.look_back, samples, self.tick)
+            rollout = await self._look_back(trainer, samples, reward_model)
             if rollout.kl >= settings.kl_budget:
                 log.info("kl_budget_reached", extra={"cycle": batch.cycle_id, "kl": round(rollout.kl, 3)})
                 if len(stages) > 1:
                     stages.pop()  # it is the one that went too far
                 break
-            stats = await self._update(trainer, rollout, batch, number)
+            stats = await self._update(trainer, rollout, samples, batch, number)
         else:
             stages.append(
                 await self.publisher.stage(self.policy, batch, len(stages), {"iteration": settings.fresh_iterations})
@@ -254,10 +253,22 @@ class Wheel:
             names.append(version.name)
         return frozenset(names)
 
+    async def _look_back(self, trainer: Trainer, samples: Sequence[Sample], reward_model: RewardModel) -> Rollout:
+        """At those to learn from, with what the reward model expects of them before each of their tokens."""
+        kept = contrast(samples, self.settings.ppo.learned_rollouts)
+        tokens = await asyncio.to_thread(self.policy.token_features, [sample.answer for sample in kept])
+        telling = [
+            replace(sample, outlook=tuple((2 * reward_model.outlook(rows) - 1).tolist()))
+            for sample, rows in zip(kept, tokens, strict=True)
+        ]
+        return await asyncio.to_thread(trainer.look_back, telling, self.tick)
+
     async def _update(
-        self, trainer: Trainer, rollout: Rollout, batch: pb.BatchManifest, number: int
+        self, trainer: Trainer, rollout: Rollout, samples: Sequence[Sample], batch: pb.BatchManifest, number: int
     ) -> dict[str, float]:
         stats = await asyncio.to_thread(trainer.update, rollout, self.tick)
+        # Of the best and the worst of them it says nothing of how well the policy answers.
+        stats["reward_mean"] = float(np.mean([sample.reward for sample in samples]))
         metrics.ppo(stats)
         log.info(
             "ppo_iteration",
@@ -269,7 +280,7 @@ class Wheel:
     async def _sample(
         self, version: str, prompts: Sequence[Answer], reward_model: RewardModel, seed: int
     ) -> list[Sample]:
-        """Fresh answers of a training version to prompts of real traffic: those that the reward model tells apart."""
+        """Fresh answers of a training version to prompts of real traffic, rewarded by the reward model."""
         settings = self.settings.ppo
         order = np.random.default_rng(seed).permutation(len(prompts))
         chosen = [prompts[order[i % len(order)]] for i in range(settings.rollouts)]
@@ -281,19 +292,9 @@ class Wheel:
         pairs = [(chosen[rollout.prompt].prompt_ids, rollout.token_ids) for rollout in rollouts]
         features = await asyncio.to_thread(self.policy.features, pairs)
         rewards = 2 * reward_model.probability(features) - 1
-        samples = [
+        return [
             Sample(prompt, rollout.token_ids, rollout.logp, version, float(reward))
             for (prompt, _), rollout, reward in zip(pairs, rollouts, rewards, strict=True)
-        ]
-        return await self._telling(samples, reward_model)
-
-    async def _telling(self, samples: Sequence[Sample], reward_model: RewardModel) -> list[Sample]:
-        """Those to learn from, with what the reward model expects of them before each of their tokens."""
-        kept = contrast(samples, self.settings.ppo.learned_rollouts)
-        tokens = await asyncio.to_thread(self.policy.token_features, [sample.answer for sample in kept])
-        return [
-            replace(sample, outlook=tuple((2 * reward_model.outlook(rows) - 1).tolist()))
-            for sample, rows in zip(kept, tokens, strict=True)
         ]
 
 

@@ -24,7 +24,7 @@ _ece = Gauge("thumbwheel_learner_reward_model_ece", "Expected calibration error 
 _ppo = {
     name: Gauge(f"thumbwheel_learner_{metric}", text)
     for name, metric, text in (
-        ("reward_mean", "reward_mean", "Mean reward of the last iteration's answers, -1 to 1."),
+        ("reward_mean", "reward_mean", "Mean reward of all answers of the last iteration, -1 to 1."),
         ("kl_per_sequence", "kl_nats", "KL to the base in nats per answer, before the last iteration."),
         ("approx_kl", "approx_kl", "KL between old and new policy of the last iteration (k3)."),
         ("clipfrac", "clip_ratio", "Share of tokens whose ratio was clipped."),

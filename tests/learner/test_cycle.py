@@ -216,6 +216,25 @@ async def test_the_policy_trains_on_samples_with_an_outlook(
     assert len({sample.outlook[-1] for sample in seen}) > len(seen) / 2
 
 
+async def test_the_reward_that_is_told_is_of_all_answers_not_of_those_learned_from(
+    make: Callable[..., Awaitable[Bench]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = await make("learner.ppo.learned_rollouts=2")
+    scored: list[float] = []
+
+    def contrast(samples: Sequence[Sample], keep: int) -> list[Sample]:
+        scored[:] = [sample.reward for sample in samples]
+        return original(samples, keep)
+
+    original = cycle.contrast
+    monkeypatch.setattr(cycle, "contrast", contrast)
+    await bench.votes(60)
+    record = await bench.wheel.turn()
+    assert len(scored) == 8
+    assert record.metrics["ppo_samples"] == 2
+    assert record.metrics["ppo_reward_mean"] == pytest.approx(float(np.mean(scored)), abs=1e-6)
+
+
 async def test_a_step_beyond_the_kl_budget_is_taken_back(
     make: Callable[..., Awaitable[Bench]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
