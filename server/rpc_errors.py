@@ -67,6 +67,9 @@ def _detail(error: Exception) -> Message | None:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
         detail = error_details_pb2.BadRequest(field_violations=[violation])
         return detail
+    if isinstance(error, errors.AdapterRefused):
+        detail = error_details_pb2.ErrorInfo(reason=error.reason.upper(), domain="thumbwheel")
+        return detail
     if isinstance(error, (errors.Overloaded, errors.StoreUnavailable)):
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(round(error.retry_after * 1e9))
