@@ -17,6 +17,7 @@ COMMANDS = {
     "versions": ("cli.versions:versions", "Lists the versions and shows who is live."),
     "promote": ("cli.versions:promote", "Makes a version live."),
     "rollback": ("cli.versions:rollback", "Takes the live version back."),
+    "doctor": ("cli.doctor:doctor", "Looks at everything that has to be right, and says what to mend."),
     "export": ("cli.export:export", "Writes turns with their votes as lines of JSON."),
     "simulate": ("cli.simulate:simulate", "Lets simulated raters with a taste chat and vote."),
     "demo": ("cli.demo:demo", "Proves it: measures, lets raters vote while it learns, measures again."),

@@ -12,6 +12,11 @@ from thumbwheel.store import Store, Value
 log = logging.getLogger("thumbwheel.lease")
 
 
+async def is_led(store: Store) -> bool:
+    """Whether any learner leads now."""
+    return bool(await store.call("EXISTS", store.keys.lease))
+
+
 class Lease:
     """Leadership for `seconds` after the last sign of life.
 
