@@ -111,10 +111,13 @@ def _options(plan: Plan, file: Path | None, overrides: Sequence[str] | None, con
         f"model.path={prepared.model.path}",
         f"redis.namespace=demo-{uuid.uuid4().hex}",
         "artifacts=",
-        *fresh.FREE_PORTS,
+        "server.host=127.0.0.1",
+        "server.grpc_port=0",
+        "server.http_port=0",
+        "learner.http_port=0",
         f"learner.min_votes={min(plan.waves)}",
         f"learner.seed={plan.seed}",
-        # Our visitors chat all through the gate; two of them need not slow the learner to a crawl.
+        # Our visitors chat through the end of the gate; two of them need not slow the learner to a crawl.
         f"server.rollout_sequences_busy={prepared.server.rollout_sequences}",
         "learner.niceness=0",
     ]

@@ -1,6 +1,6 @@
 """``thumbwheel doctor``: looks at everything that has to be right, and says what to mend.
 
-It changes nothing, and works beside a running thumbwheel as well as without one.
+It mends nothing itself, and works beside a running thumbwheel as well as without one.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from thumbwheel.errors import AdapterRefused, NotFound, SetupError, ThumbwheelEr
 from thumbwheel.lease import is_led
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
-from thumbwheel_client.v1.record_pb2 import VERSION_STATE_LIVE, VERSION_STATE_RETIRED
+from thumbwheel_client.v1.record_pb2 import VERSION_STATE_RETIRED
 
 CLOCK_SECONDS = 2.0
 """Largest difference to the store's clock that does no harm: leases last longer, votes are ordered by the store."""
-VERSIONS = 3
-"""Newest versions whose files are looked at: the live one, and those that a rollback would go to."""
+RETIRED = 2
+"""Newest retired versions whose files are looked at beside the live one's: a rollback would go to one of them."""
+LEADER_SECONDS = 20.0
+"""How long a thumbwheel that runs here may take until its learner leads: it reads the model first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def doctor(config: ConfigFile = None, set_: Overrides = None, data_dir: DataDir 
 
 def _show(finding: Finding, console: Console) -> None:
     sign = Text("ok  ", "green") if finding.sound else Text("bad ", "bold red")
-    console.print(Text.assemble(sign, f"{finding.subject:<14}", finding.words), soft_wrap=True)
+    console.print(Text.assemble(sign, f"{finding.subject:<15}", finding.words), soft_wrap=True)
 
 
 async def _examine(
@@ -91,10 +93,10 @@ async def _examine(
         async with _open(url, settings) as store:
             await look("store", lambda: _durable(store))
             await look("clock", lambda: _clock(store))
-            await look("learner", lambda: _learner(store))
+            await look("learner", lambda: _learner(store, LEADER_SECONDS if running else 0.0))
             await look("versions", lambda: _versions(store, settings))
     except SetupError as error:
-        found("store", str(error), sound=False)
+        found("store", f"{error}\n  start it, or name another: REDIS_URL=redis://HOST:6379/0", sound=False)
     return findings
 
 
@@ -170,18 +172,25 @@ async def _clock(store: Store) -> str:
     return f"within {abs(off):.1f} s of the store's"
 
 
-async def _learner(store: Store) -> str:
-    if not await is_led(store):
-        raise SetupError("no learner leads, so votes wait\n  start one: `thumbwheel up`, or `thumbwheel learn`")
+async def _learner(store: Store, patience: float) -> str:
+    deadline = time.monotonic() + patience
+    while not await is_led(store):
+        if time.monotonic() >= deadline:
+            raise SetupError(
+                "no learner leads, so votes wait\n"
+                "  start one (`thumbwheel up` or `thumbwheel learn`); if one runs, logs/learner.log says why"
+            )
+        await asyncio.sleep(0.2)
     return "one leads"
 
 
 async def _versions(store: Store, settings: Config) -> str:
-    """The live version and those before it: their files are what was published, and fit the base."""
+    """The files of the live version and of those before it are what was published, and fit the base."""
     registry = Registry(store)
     live = await registry.live()
     records, _ = await registry.page(100)
-    serving = [r for r in records if r.path and r.state in (VERSION_STATE_LIVE, VERSION_STATE_RETIRED)][:VERSIONS]
+    retired = [record for record in records if record.path and record.state == VERSION_STATE_RETIRED][:RETIRED]
+    serving = [*([live] if live.path else []), *retired]
     model = _model_folder(settings)
     if serving and model is not None:
         base = await asyncio.to_thread(adapters.BaseShape.read, model)

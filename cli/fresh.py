@@ -1,4 +1,4 @@
-"""A thumbwheel of the caller's own: started in an empty directory, stopped at the end, whatever happens between."""
+"""A thumbwheel of the demo's own: started in an empty directory, stopped at the end, whatever happens between."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from thumbwheel.errors import SetupError
 
 START_SECONDS = 600.0
 STOP_SECONDS = 20.0
-FREE_PORTS = ("server.host=127.0.0.1", "server.grpc_port=0", "server.http_port=0", "learner.http_port=0")
-"""Settings with which any number of them run side by side."""
 
 
 @contextmanager

@@ -65,6 +65,16 @@ async def test_a_spoiled_live_version_is_named_with_its_folder(led: Any, doctor:
     assert record.path in line(done, "versions")
 
 
+async def test_an_old_version_that_is_live_again_is_looked_at(led: Any, doctor: Doctor) -> None:
+    first = await led.publish("v1")
+    for name in ("v1", "v2", "v3", "v4", "v1"):
+        if name != "v1":
+            await led.publish(name)
+        await led.services.models.Promote(models_pb2.PromoteRequest(name=name))
+    (led.config.artifact_root / first.path / "adapter_model.safetensors").unlink()
+    assert "adapter_model.safetensors is missing" in line(await doctor(), "versions")
+
+
 async def test_a_live_version_of_another_base_is_named(led: Any, doctor: Doctor, tmp_path: Path) -> None:
     await led.publish("v1")
     await led.services.models.Promote(models_pb2.PromoteRequest(name="v1"))
@@ -113,4 +123,5 @@ async def test_wrong_configuration_model_and_store(thumbwheel: Any, tmp_path: Pa
     done = await thumbwheel("doctor", "--set", f"model.path={tmp_path}", "--set", "redis.url=redis://127.0.0.1:1/0")
     assert "config.json" in line(done, "model")
     assert line(done, "store")[:3] == "bad"
+    assert "name another" in line(done, "store")
     assert "2 to mend" in done.out
