@@ -20,6 +20,8 @@ from server.app import Addresses, serve
 from server.engine import Engine
 from server.engine_vllm import start_engine
 from thumbwheel.config import Config
+from thumbwheel.registry import Registry
+from thumbwheel.store import Store
 from thumbwheel_client.v1 import chat_pb2_grpc, feedback_pb2_grpc, models_pb2_grpc, rollout_pb2_grpc
 
 
@@ -155,6 +157,21 @@ def settings(tmp_path: Path, redis_url: str, tiny_model: Path) -> Callable[..., 
         )
 
     return make
+
+
+@pytest.fixture
+def registry_of() -> Callable[[Config], AbstractAsyncContextManager[Registry]]:
+    """A context manager: the registry of a configuration's store, as the learner has it beside the server."""
+
+    @asynccontextmanager
+    async def of(config: Config) -> AsyncIterator[Registry]:
+        store = await Store.open(config.redis.url, config.redis.namespace)
+        try:
+            yield Registry(store)
+        finally:
+            await store.close()
+
+    return of
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from server.engine_scripted import ScriptedEngine
 from thumbwheel.artifacts import model_digest, write_version
 from thumbwheel.config import Config
 from thumbwheel.registry import Registry
-from thumbwheel.store import Store
 from thumbwheel_client.v1 import chat_pb2, models_pb2, record_pb2
 from thumbwheel_client.v1.record_pb2 import (
     VERSION_STATE_CANDIDATE,
@@ -33,19 +32,11 @@ from thumbwheel_client.v1.record_pb2 import (
 MakeConfig = Callable[..., Config]
 Publish = Callable[..., Awaitable[record_pb2.VersionRecord]]
 Until = Callable[..., Awaitable[None]]
-
-
-@asynccontextmanager
-async def registry_of(config: Config) -> AsyncIterator[Registry]:
-    store = await Store.open(config.redis.url, config.redis.namespace)
-    try:
-        yield Registry(store)
-    finally:
-        await store.close()
+RegistryOf = Callable[[Config], AbstractAsyncContextManager[Registry]]
 
 
 @pytest.fixture
-def publish(tmp_path: Path, write_adapter: Any) -> Publish:
+def publish(tmp_path: Path, write_adapter: Any, registry_of: RegistryOf) -> Publish:
     """Writes a random adapter as a version and registers it, as the learner does."""
 
     async def make(
@@ -241,7 +232,7 @@ class Stream:
 
 
 async def test_a_swap_on_vllm_leaves_running_streams_on_theirs(
-    settings: MakeConfig, run_server: Any, publish: Publish, engine: Engine, until: Until
+    settings: MakeConfig, run_server: Any, publish: Publish, engine: Engine, until: Until, registry_of: RegistryOf
 ) -> None:
     config = settings()
     record = await publish(config, "swap-v1", size=0.12)

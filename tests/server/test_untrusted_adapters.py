@@ -7,8 +7,7 @@ import os
 import pickle
 import random
 import struct
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,6 @@ from server.adapters import CONFIG, WEIGHTS
 from server.engine import Engine
 from thumbwheel.artifacts import MANIFEST, model_digest, write_version
 from thumbwheel.config import Config
-from thumbwheel.registry import Registry
-from thumbwheel.store import Store
 from thumbwheel_client.v1 import models_pb2, rollout_pb2
 from thumbwheel_client.v1 import record_pb2 as pb
 
@@ -196,15 +193,6 @@ CORPUS = {
 }
 
 
-@asynccontextmanager
-async def registry_of(config: Config) -> AsyncIterator[Registry]:
-    store = await Store.open(config.redis.url, config.redis.namespace)
-    try:
-        yield Registry(store)
-    finally:
-        await store.close()
-
-
 async def greedy(server: Any, version: str) -> list[tuple[list[int], list[float]]]:
     """Tokens and their log-probabilities, to the bit. One prompt a call: a batch's makeup may change the last bits."""
     found = []
@@ -235,6 +223,7 @@ async def test_no_bad_adapter_gets_in_and_nothing_changes(
     settings: Callable[..., Config],
     run_server: Any,
     write_adapter: Any,
+    registry_of: Any,
     tmp_path: Path,
     mutations: int,
 ) -> None:

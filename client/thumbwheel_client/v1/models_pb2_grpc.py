@@ -81,7 +81,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Promote(self, request, context):
-        """Makes a version live on every server.
+        """Makes a version live on every server. An adapter that must not reach the engine is refused with
+        FAILED_PRECONDITION, and google.rpc.ErrorInfo in its details names the reason, such as NOT_FINITE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,9 @@ class ModelServiceStub:
     GetVersion: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetVersionRequest, _models_pb2.GetVersionResponse]
     """One version."""
     Promote: _grpc.UnaryUnaryMultiCallable[_models_pb2.PromoteRequest, _models_pb2.PromoteResponse]
-    """Makes a version live on every server."""
+    """Makes a version live on every server. An adapter that must not reach the engine is refused with
+    FAILED_PRECONDITION, and google.rpc.ErrorInfo in its details names the reason, such as NOT_FINITE.
+    """
     Rollback: _grpc.UnaryUnaryMultiCallable[_models_pb2.RollbackRequest, _models_pb2.RollbackResponse]
     """Makes the version that was live before live again."""
     WatchVersions: _grpc.UnaryStreamMultiCallable[_models_pb2.WatchVersionsRequest, _models_pb2.WatchVersionsResponse]
@@ -54,7 +56,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     GetVersion: _aio.UnaryUnaryMultiCallable[_models_pb2.GetVersionRequest, _models_pb2.GetVersionResponse]  # type: ignore[assignment]
     """One version."""
     Promote: _aio.UnaryUnaryMultiCallable[_models_pb2.PromoteRequest, _models_pb2.PromoteResponse]  # type: ignore[assignment]
-    """Makes a version live on every server."""
+    """Makes a version live on every server. An adapter that must not reach the engine is refused with
+    FAILED_PRECONDITION, and google.rpc.ErrorInfo in its details names the reason, such as NOT_FINITE.
+    """
     Rollback: _aio.UnaryUnaryMultiCallable[_models_pb2.RollbackRequest, _models_pb2.RollbackResponse]  # type: ignore[assignment]
     """Makes the version that was live before live again."""
     WatchVersions: _aio.UnaryStreamMultiCallable[_models_pb2.WatchVersionsRequest, _models_pb2.WatchVersionsResponse]  # type: ignore[assignment]
@@ -85,7 +89,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.PromoteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.PromoteResponse, _abc.Awaitable[_models_pb2.PromoteResponse]]:
-        """Makes a version live on every server."""
+        """Makes a version live on every server. An adapter that must not reach the engine is refused with
+        FAILED_PRECONDITION, and google.rpc.ErrorInfo in its details names the reason, such as NOT_FINITE.
+        """
 
     @_abc_1.abstractmethod
     def Rollback(
