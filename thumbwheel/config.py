@@ -58,7 +58,7 @@ class Server(Section):
     """Places the learner may take while nobody chats."""
     rollout_sequences_busy: Positive = 4
     """Places that it keeps while somebody chats."""
-    kv_cache_bytes: Positive = 1 << 30
+    kv_cache_bytes: Positive = 2 << 30
     """Memory of the engine's KV cache on a CPU. On a GPU vLLM sizes it by gpu_memory_share."""
     gpu_memory_share: Share = 0.6
     """Share of GPU memory for the engine; the rest is the learner's."""
