@@ -12,7 +12,7 @@ from server import metrics
 from server.identity import Identity
 from server.vote_input import retraction_of, vote_of
 from thumbwheel import config
-from thumbwheel.errors import InvalidInput, ThumbwheelError
+from thumbwheel.errors import InvalidInput
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.turn_log import Turn, TurnLog
 from thumbwheel_client.v1 import feedback_pb2, feedback_pb2_grpc, record_pb2
@@ -72,19 +72,12 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
 
     async def _append(self, event: record_pb2.VoteEvent, idempotency_key: str) -> str:
         began = time.monotonic()
-        event_id = await self._votes.append(event, idempotency_key)
+        kept = await self._votes.append(event, idempotency_key)
         metrics.VOTE_SECONDS.observe(time.monotonic() - began)
-        await self._count(event)
-        return event_id
-
-    async def _count(self, event: record_pb2.VoteEvent) -> None:
-        """The vote is on disk already: not knowing its version must not make it look lost."""
-        try:
-            [turn] = await self._turns.get_many([event.turn_id])
-        except ThumbwheelError:
-            turn = None
-        kind = record_pb2.VoteKind.Name(event.kind).removeprefix("VOTE_KIND_").lower()
-        metrics.count_vote(kind, _value_label(event), _version_of(event, turn))
+        if kept.version is not None:
+            kind = record_pb2.VoteKind.Name(event.kind).removeprefix("VOTE_KIND_").lower()
+            metrics.count_vote(kind, _value_label(event), kept.version or "unknown")
+        return kept.event_id
 
     async def _with_turns(
         self, found: list[tuple[str, record_pb2.VoteEvent]], include_turns: bool
@@ -110,11 +103,6 @@ def _rated(event: record_pb2.VoteEvent, turn: Turn) -> Iterable[record_pb2.Respo
     for _, response in sorted(turn.responses.items()):
         if event.kind == record_pb2.VOTE_KIND_RANKING or response.response_id == event.response_id:
             yield response
-
-
-def _version_of(event: record_pb2.VoteEvent, turn: Turn | None) -> str:
-    spans = [response.spans[0].version for response in _rated(event, turn) if response.spans] if turn else []
-    return spans[0] if spans else "unknown"
 
 
 def _value_label(event: record_pb2.VoteEvent) -> str:

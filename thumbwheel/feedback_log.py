@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Final
+from typing import Final, NamedTuple
 
 from thumbwheel import config
 from thumbwheel.errors import Conflict, CorruptRecord, InvalidInput, NotAllowed, NotFound
@@ -25,6 +25,13 @@ CurrentVotes = list[tuple[str, VoteEvent]]
 """Event id and vote, in the order in which they were cast."""
 
 
+class Kept(NamedTuple):
+    """A vote's place in the stream, and the version that it speaks of; None for the repetition of a call."""
+
+    event_id: str
+    version: str | None
+
+
 class FeedbackLog:
     """Votes of one namespace. `corrupt` votes failed their checksum."""
 
@@ -33,8 +40,8 @@ class FeedbackLog:
         self._store = store
         self._lifetime = int(settings.idempotency_hours * _HOUR_MS)
 
-    async def append(self, event: VoteEvent, idempotency_key: str) -> str:
-        """Keeps a vote, or takes one back (`retracted`); returns its event id.
+    async def append(self, event: VoteEvent, idempotency_key: str) -> Kept:
+        """Keeps a vote, or takes one back (`retracted`).
 
         It is on disk when this returns, as far as this Redis can say. The same call again answers the same and counts
         once, whatever its `created_at`.
@@ -61,7 +68,7 @@ class FeedbackLog:
         reply = await self._store.script("vote", touched, args, durable=True)
         match reply[0].decode():
             case "OK":
-                return str(reply[1].decode())
+                return Kept(reply[1].decode(), reply[2].decode() if len(reply) > 2 else None)
             case "CONFLICT":
                 raise Conflict("this idempotency key came with another vote before; use a new one")
             case "NOT_ALLOWED":

@@ -3,7 +3,8 @@
 All keys of a namespace share the hash tag ``{thumbwheel:<namespace>}``, so they live in one slot and the scripts also
 run on a cluster.
 
-    ...:turn:<turn_id>        hash    t: sealed TurnRecord; r0..r7: sealed ResponseRecord; owner; last: latest event id
+    ...:turn:<turn_id>        hash    t: sealed TurnRecord; r0..r7: sealed ResponseRecord; v0..v7: its version; owner;
+                                      last: latest event id
     ...:current:<turn_id>     hash    its current votes; <rater> <kind> <index> -> event id, a space, sealed VoteEvent
     ...:turns                 zset    turns without a vote, by time (ms)
     ...:rated                 zset    turns with a current vote, by time (ms)

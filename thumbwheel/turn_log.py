@@ -173,10 +173,11 @@ class TurnLog:
             turn.created_at.ToMilliseconds(),
             turn.owner,
             seal(turn),
-            f"r{response.index}",
+            response.index,
             seal(response),
             VERSION_TURNS,
             int(self._settings.max_age_days * _DAY_MS),
+            response.spans[0].version if response.spans else "",
         ]
         names = [keys.turn(turn.turn_id), keys.turns, keys.rated, *(keys.answers(name) for name in sorted(versions))]
         try:

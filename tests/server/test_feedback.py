@@ -271,7 +271,8 @@ async def test_votes_are_counted_by_kind_value_and_version(server: Any) -> None:
 
     before = count(kind="stars", value="2", version="base")
     rid = (await answers(server))[0].receipt.response_id
-    await rate(server, "k", response_id=rid, stars=2)
+    for _ in range(2):  # a call that is repeated counts once
+        await rate(server, "k", response_id=rid, stars=2)
     assert count(kind="stars", value="2", version="base") == before + 1
 
 

@@ -211,7 +211,7 @@ class Make:
         ids = []
         for i in range(start, start + count):
             await self.log(turns, f"t{i}")
-            ids.append(await feedback.append(self.thumb(f"t{i}"), f"key {i}"))
+            ids.append((await feedback.append(self.thumb(f"t{i}"), f"key {i}")).event_id)
         return ids
 
 

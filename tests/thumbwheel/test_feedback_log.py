@@ -24,7 +24,8 @@ async def test_a_vote_is_in_the_stream_and_current(
 ) -> None:
     await make.log(turns, "t1")
     vote = make.thumb("t1")
-    event_id = await feedback.append(vote, "key")
+    event_id, version = await feedback.append(vote, "key")
+    assert version == "base"
     assert await stream_length(store) == 1
     assert await feedback.current(["t1", "t2"]) == {"t1": [(event_id, vote)], "t2": []}
 
@@ -55,9 +56,9 @@ async def test_the_same_call_again_answers_the_same_and_counts_once(
     first = await feedback.append(make.thumb("t1"), "key")
     later = make.thumb("t1")
     later.created_at.seconds += 60
-    assert await feedback.append(later, "key") == first
+    assert await feedback.append(later, "key") == (first.event_id, None)
     await store.call("DEL", store.keys.turn("t1"))  # even when the turn has grown old meanwhile
-    assert await feedback.append(later, "key") == first
+    assert await feedback.append(later, "key") == (first.event_id, None)
     assert await stream_length(store) == 1
 
 
@@ -65,8 +66,9 @@ async def test_many_at_once_with_one_key_count_once(
     store: Store, turns: TurnLog, feedback: FeedbackLog, make: Any
 ) -> None:
     await make.log(turns, "t1")
-    ids = await asyncio.gather(*(feedback.append(make.thumb("t1"), "key") for _ in range(40)))
-    assert len(set(ids)) == 1
+    kept = await asyncio.gather(*(feedback.append(make.thumb("t1"), "key") for _ in range(40)))
+    assert len({vote.event_id for vote in kept}) == 1
+    assert sum(vote.version is not None for vote in kept) == 1
     assert await stream_length(store) == 1
 
 
@@ -113,7 +115,7 @@ async def test_the_latest_vote_wins(store: Store, turns: TurnLog, feedback: Feed
     await make.log(turns, "t1")
     await feedback.append(make.thumb("t1", up=True), "1")
     latest = make.thumb("t1", up=False)
-    event_id = await feedback.append(latest, "2")
+    event_id, _ = await feedback.append(latest, "2")
     assert (await feedback.current(["t1"]))["t1"] == [(event_id, latest)]
     assert await stream_length(store) == 2
 
@@ -128,7 +130,7 @@ async def test_kinds_and_answers_are_votes_of_their_own(turns: TurnLog, feedback
         pb.VoteEvent(turn_id="t1", response_id=name, rater="ann", kind=pb.VOTE_KIND_EDIT, edit="better"),
         make.ranking("t1", ("t1-0", 1), ("t1-1", 1)),
     ]
-    ids = [await feedback.append(vote, f"{i}") for i, vote in enumerate(said)]
+    ids = [(await feedback.append(vote, f"{i}")).event_id for i, vote in enumerate(said)]
     assert (await feedback.current(["t1"]))["t1"] == list(zip(ids, said, strict=True))
 
 
@@ -136,8 +138,8 @@ async def test_a_vote_can_be_taken_back(store: Store, turns: TurnLog, feedback: 
     await make.log(turns, "t1")
     await feedback.append(make.thumb("t1"), "1")
     back = make.thumb("t1", retracted=True)
-    event_id = await feedback.append(back, "2")
-    assert await feedback.append(back, "2") == event_id
+    kept = await feedback.append(back, "2")
+    assert await feedback.append(back, "2") == (kept.event_id, None)
     assert (await feedback.current(["t1"]))["t1"] == []
     assert await feedback.page(size=10) == ([], "")
     assert [name async for name in feedback.rated_turns(10)] == []
@@ -251,7 +253,7 @@ async def test_a_killed_server_keeps_every_acknowledged_vote(
             vote = make.thumb(f"t{number}", up=count % 2 == 0)
             vote.created_at.CopyFrom(now())
             try:
-                acknowledged[key] = await feedback.append(vote, key)
+                acknowledged[key] = (await feedback.append(vote, key)).event_id
             except StoreUnavailable:
                 await asyncio.sleep(0)
             else:

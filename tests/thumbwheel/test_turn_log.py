@@ -208,7 +208,7 @@ async def test_a_vote_that_comes_while_its_turn_is_dropped_wins(
     store: Store, turns: TurnLog, feedback: FeedbackLog, make: Any
 ) -> None:
     await make.log(turns, "t1")
-    looked_at = await feedback.append(make.thumb("t1"), "key")
+    looked_at, _ = await feedback.append(make.thumb("t1"), "key")
     await feedback.append(make.thumb("t1", up=False), "changed")
     keys = store.keys
     touched = [keys.rated, keys.turn("t1"), keys.current("t1"), keys.rated_by("ann")]

@@ -1,8 +1,9 @@
 #!lua
 -- One answer of a turn. Running it twice is the same as once.
 -- KEYS turn, turns, rated, answers:<version>...
--- ARGV turn_id, time (ms), owner, sealed turn, field (r0..r7), sealed answer, kept per version, lifetime (ms)
-redis.call('HSET', KEYS[1], 't', ARGV[4], 'owner', ARGV[3], ARGV[5], ARGV[6])
+-- ARGV turn_id, time (ms), owner, sealed turn, index of the answer, sealed answer, kept per version, lifetime (ms),
+--      version that answered
+redis.call('HSET', KEYS[1], 't', ARGV[4], 'owner', ARGV[3], 'r' .. ARGV[5], ARGV[6], 'v' .. ARGV[5], ARGV[9])
 if not redis.call('ZSCORE', KEYS[3], ARGV[1]) then
   redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
 end

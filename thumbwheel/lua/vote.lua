@@ -3,7 +3,8 @@
 -- KEYS idempotency, turn, current, votes, turns, rated, rated_by
 -- ARGV turn_id, rater, digest, sealed event, field in current, retracted (0 or 1), lifetime of the key (ms),
 --      fields of the answers (r0..r7)...
--- Returns {'OK', event id} or {why not}.
+-- Returns {'OK', event id, version that answered ('' if it was not written down)}, {'OK', event id} for a repeated call,
+-- or {why not}.
 local kept = redis.call('GET', KEYS[1])
 if kept then
   local digest, id = string.match(kept, '^(%S+) (%S+)$')
@@ -49,4 +50,4 @@ else
   redis.call('ZADD', KEYS[5], time, ARGV[1])
 end
 redis.call('SET', KEYS[1], ARGV[3] .. ' ' .. id, 'PX', ARGV[7])
-return {'OK', id}
+return {'OK', id, redis.call('HGET', KEYS[2], 'v' .. string.sub(ARGV[8] or 'r0', 2)) or ''}
