@@ -1,5 +1,5 @@
 # `make run` and `make test` do everything on a fresh machine; `make check` and `make test` are what CI runs.
-# ARGS go to the command:  make run ARGS="--set server.grpc_port=50052"   make test ARGS="tests/cli -x"
+# ARGS go to the command:  make run ARGS="--set server.grpc_port=50061"   make test ARGS="tests/cli -x"
 
 BIN := .venv/bin
 ARGS ?=

@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cli import base_model, instance, programs, redis_server
+from cli import base_model, programs, redis_server
 from cli.config_toml import write
 from cli.options import ConfigFile, DataDir, DryRun, Overrides, resolve
 from thumbwheel.config import Config
-from thumbwheel.errors import SetupError
 
 
 def serve(config: ConfigFile = None, set_: Overrides = None, data_dir: DataDir = None, dry_run: DryRun = False) -> None:
@@ -50,15 +49,7 @@ def _prepare(settings: Config) -> Config:
     Raises:
         SetupError: no Redis is named and none runs in this data directory; or the model cannot be used.
     """
-    url = redis_server.named_url(settings)
-    if not url:
-        running = instance.find(settings.data_dir)
-        if running is None:
-            raise SetupError(
-                f"no Redis: none is named, and no `thumbwheel up` runs in {settings.data_dir}\n"
-                "  name one (REDIS_URL=redis://HOST:6379/0), or give the --data-dir of a running one"
-            )
-        url = running.redis_url
+    url = redis_server.url_in_use(settings)
     base_model.check(settings)
     settings = base_model.ensure(settings, Console(stderr=True))
     return settings.model_copy(update={"redis": settings.redis.model_copy(update={"url": url})})

@@ -12,7 +12,7 @@ import grpc
 import typer
 from rich.console import Console
 
-from cli.connection import CALL_SECONDS, CHAT_SECONDS, Server, User, address, explain, fail, identity
+from cli.connection import CALL_SECONDS, CHAT_SECONDS, Door, Server, User, explain, fail, find
 from cli.options import DataDir
 from thumbwheel_client.v1 import chat_pb2, feedback_pb2
 from thumbwheel_client.v1 import record_pb2 as pb
@@ -37,9 +37,9 @@ def chat(
 ) -> None:
     """Chat with the live version and rate its answers."""
     sampling = pb.Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    where = address(server, data_dir)
-    with grpc.insecure_channel(where) as channel:
-        session = Session(channel, where, user, version, sampling, Console(highlight=False))
+    door = find(server, data_dir)
+    with door.channel() as channel:
+        session = Session(channel, door, user, version, sampling, Console(highlight=False))
         if not session.converse(_read_line):
             raise typer.Exit(1)
 
@@ -48,12 +48,12 @@ class Session:
     """One conversation on a terminal, or on a pipe: then lines in, answers out, and nothing decorates them."""
 
     def __init__(
-        self, channel: grpc.Channel, server: str, user: str, version: str, sampling: pb.Sampling, console: Console
+        self, channel: grpc.Channel, door: Door, user: str, version: str, sampling: pb.Sampling, console: Console
     ) -> None:
         self._chat = ChatServiceStub(channel)
         self._feedback = FeedbackServiceStub(channel)
-        self._server = server
-        self._metadata = identity(user)
+        self._server = door.public
+        self._metadata = door.identity(user)
         self._version = version
         self._sampling = sampling
         self._console = console

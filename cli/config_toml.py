@@ -16,7 +16,7 @@ from thumbwheel.config import Config
 
 HEADER = """\
 # thumbwheel's configuration: every key. Unknown keys are errors.
-# Stronger than this file: the environment (THUMBWHEEL_SERVER__GRPC_PORT=50052), then --set server.grpc_port=50052.
+# Stronger than this file: the environment (THUMBWHEEL_SERVER__GRPC_PORT=50061), then --set server.grpc_port=50061.
 """
 
 

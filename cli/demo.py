@@ -24,7 +24,7 @@ import typer
 from rich.console import Console
 
 from cli import base_model, connection, demo_report, fresh, prompts, tastes
-from cli.connection import Services
+from cli.connection import Door, Services
 from cli.demo_report import Report
 from cli.demo_view import View
 from cli.exam import Exam, Marks
@@ -36,6 +36,7 @@ from cli.tastes import Taste
 from cli.versions import list_pages
 from cli.visitors import Visitors
 from cli.watch import Learner, Watch
+from thumbwheel.config import Client, Security
 from thumbwheel.errors import SetupError
 from thumbwheel_client.v1 import record_pb2 as pb
 
@@ -86,7 +87,7 @@ def demo(
     console = Console(highlight=False)
     reports: list[Report] = []
 
-    async def work(_: str) -> None:
+    async def work(_: Door) -> None:
         if json is not None and not json.absolute().parent.is_dir():
             raise SetupError(f"--json {json}: there is no folder {json.absolute().parent}")
         plan = Plan(taste, tastes.find(taste), noise, ratings, votes_per_cycle, concurrency, seed, samples, minutes)
@@ -112,7 +113,12 @@ def _options(plan: Plan, file: Path | None, overrides: Sequence[str] | None, con
         f"redis.namespace=demo-{uuid.uuid4().hex}",
         "artifacts=",
         "server.host=127.0.0.1",
+        # Its raters name themselves.
+        *(f"security.{name}={value}" for name, value in Security()),
+        *(f"client.{name}={value}" for name, value in Client()),
+        "learner.server=",
         "server.grpc_port=0",
+        "server.admin_port=0",
         "server.http_port=0",
         "learner.http_port=0",
         f"learner.min_votes={min(plan.waves)}",
@@ -140,7 +146,7 @@ class Demo:
             start = self._view.phase("starting", 1)
             async with (
                 fresh.running(folder, options) as instance,
-                connection.connect(instance.grpc) as services,
+                connection.connect(Door(instance.grpc, instance.admin)) as services,
                 self._watched(services, Watch(services, instance)) as (watch, visitors),
             ):
                 start.end(f"ready at {instance.grpc}")

@@ -16,9 +16,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from cli import base_model, instance, preflight, redis_server
+from cli import base_model, instance, preflight, programs, redis_server
 from cli.options import ConfigFile, DataDir, Overrides, resolve
-from cli.scrape import scrape
 from server import adapters
 from thumbwheel import artifacts
 from thumbwheel.config import Config
@@ -131,8 +130,8 @@ def _model_folder(settings: Config) -> Path | None:
 async def _server(running: instance.Instance | None) -> str:
     if running is None:
         return "none runs in this data directory"
-    page = await scrape(running.http)
-    if page is None:
+    host, _, port = running.http.rpartition(":")
+    if not await programs.http_ok(host, int(port), "/readyz", tls=bool(running.client.get("ca"))):
         raise SetupError(
             f"the server at {running.http} does not answer\n  see logs/server.log, or stop and start `thumbwheel up`"
         )
@@ -145,7 +144,7 @@ async def _own_store() -> str:
 
 @asynccontextmanager
 async def _open(url: str, settings: Config) -> AsyncIterator[Store]:
-    store = await Store.open(url, settings.redis.namespace)
+    store = await Store.open(url, settings.redis.namespace, settings.redis.password_file)
     try:
         yield store
     finally:

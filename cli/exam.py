@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cli.connection import CHAT_SECONDS, Services, identity
+from cli.connection import CHAT_SECONDS, Services
 from cli.patience import Patience
 from cli.tastes import Taste
 from thumbwheel import competence
@@ -18,7 +18,7 @@ from thumbwheel_client.v1 import record_pb2 as pb
 
 MAX_TOKENS = 48
 CONCURRENCY = 48
-EXAMINER = identity("examiner")
+EXAMINER = "examiner"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Exam:
             )
         )
         response = await self._patience.call(
-            lambda: self._services.chat.Chat(request, timeout=CHAT_SECONDS, metadata=EXAMINER)
+            lambda: self._services.chat.Chat(request, timeout=CHAT_SECONDS, metadata=self._services.identity(EXAMINER))
         )
         return response.answers[0]
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cli import connection
-from cli.connection import CALL_SECONDS, Server, Services, User, identity
+from cli.connection import CALL_SECONDS, Door, Server, Services, User
 from cli.options import DataDir
 from thumbwheel.errors import SetupError
 from thumbwheel_client.v1 import feedback_pb2
@@ -43,8 +43,8 @@ def export(
 ) -> None:
     """Write all current votes with the conversations and answers they rate."""
 
-    async def work(address: str) -> None:
-        async with connection.connect(address) as services:
+    async def work(door: Door) -> None:
+        async with connection.connect(door) as services:
             with _sink(output) as sink, _progress(sink) as progress:
                 task = progress.add_task("votes", total=None)
                 async for vote in all_votes(services, user, everybody=not mine):
@@ -62,7 +62,7 @@ async def all_votes(services: Services, user: str, everybody: bool) -> AsyncIter
     """Current votes with their turns, newest turn first; holds one page at a time."""
     request = feedback_pb2.ListVotesRequest(all_raters=everybody, include_turns=True, page_size=TURNS_A_PAGE)
     while True:
-        page = await services.feedback.ListVotes(request, timeout=CALL_SECONDS, metadata=identity(user))
+        page = await services.feedback.ListVotes(request, timeout=CALL_SECONDS, metadata=services.identity(user))
         for vote in page.votes:
             yield vote
         if not page.next_page_token:

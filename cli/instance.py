@@ -9,10 +9,11 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from thumbwheel.errors import SetupError
+from thumbwheel.secret_files import write_secret
 
 PATIENCE = 1.0
 """Seconds for which `claim` waits for the lock."""
@@ -20,13 +21,15 @@ PATIENCE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A `thumbwheel up` that is ready. Addresses are host:port."""
+    """A `thumbwheel up` that is ready. Addresses are host:port; `client` is how its learner calls it, the key aside."""
 
     pid: int
     grpc: str
+    admin: str
     http: str
     learner_http: str
     redis_url: str
+    client: dict[str, str] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -62,10 +65,7 @@ def claim(data_dir: Path) -> Iterator[None]:
 
 def announce(data_dir: Path, instance: Instance) -> None:
     """Lets `find` see it. Only for who has claimed the directory."""
-    target = _record(data_dir)
-    fresh = target.with_suffix(".new")
-    fresh.write_text(json.dumps(dataclasses.asdict(instance)), encoding="utf-8")
-    fresh.replace(target)
+    write_secret(_record(data_dir), json.dumps(dataclasses.asdict(instance)))  # the store's URL may hold a password
 
 
 def withdraw(data_dir: Path) -> None:

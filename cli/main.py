@@ -17,6 +17,7 @@ COMMANDS = {
     "versions": ("cli.versions:versions", "Lists the versions and shows who is live."),
     "promote": ("cli.versions:promote", "Makes a version live."),
     "rollback": ("cli.versions:rollback", "Takes the live version back."),
+    "keys": ("cli.keys:keys", "Makes, lists and revokes the keys that callers need."),
     "doctor": ("cli.doctor:doctor", "Looks at everything that has to be right, and says what to mend."),
     "export": ("cli.export:export", "Writes turns with their votes as lines of JSON."),
     "simulate": ("cli.simulate:simulate", "Lets simulated raters with a taste chat and vote."),
@@ -49,13 +50,16 @@ def build(arguments: list[str]) -> typer.Typer:
     )
     for name, (place, summary) in COMMANDS.items():
         function = _load(place) if name == asked else _placeholder
+        if isinstance(function, typer.Typer):  # a command with commands of its own
+            app.add_typer(function, name=name, short_help=summary)
+            continue
         app.command(name, short_help=summary, help=summary if name != asked else None)(function)
     return app
 
 
-def _load(place: str) -> Callable[..., Any]:
+def _load(place: str) -> Callable[..., Any] | typer.Typer:
     module, _, function = place.partition(":")
-    loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    loaded: Callable[..., Any] | typer.Typer = getattr(importlib.import_module(module), function)
     return loaded
 
 

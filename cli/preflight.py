@@ -10,6 +10,7 @@ from pathlib import Path
 
 from thumbwheel.config import Config
 from thumbwheel.errors import SetupError
+from thumbwheel.perimeter import CertificateFiles, require_closed
 
 ROOM = 512 << 20
 """Bytes that must be free on disk beside a model that is still to be prepared: for votes, versions and logs."""
@@ -45,6 +46,22 @@ def check_disk(folder: Path, need: int) -> None:
         )
 
 
+def check_perimeter(settings: Config) -> None:
+    """
+    Raises:
+        SetupError: an address can be reached from the network without TLS and keys, a certificate cannot be used, or
+            nothing says how the learner here shall know it.
+    """
+    require_closed(settings.server.host, settings.security, "server.host")
+    require_closed(settings.learner.http_host, settings.security, "learner.http_host")
+    CertificateFiles.of(settings.security)
+    if settings.security.tls_certificate and not settings.client.ca:
+        raise SetupError(
+            "security.tls_certificate is set, and client.ca is not: name the CA (PEM) by which the learner and the\n"
+            '  commands know the server, or "system"'
+        )
+
+
 def take_ports(settings: Config) -> Config:
     """Sees that the ports are free, and chooses one where 0 is given: they must stay the same when a child restarts.
 
@@ -53,6 +70,7 @@ def take_ports(settings: Config) -> Config:
     """
     places = {
         "server.grpc_port": (settings.server.host, settings.server.grpc_port),
+        "server.admin_port": (settings.server.host, settings.server.admin_port),
         "server.http_port": (settings.server.host, settings.server.http_port),
         "learner.http_port": (settings.learner.http_host, settings.learner.http_port),
     }
@@ -71,7 +89,7 @@ def take_ports(settings: Config) -> Config:
         for probe in sockets:
             probe.close()
     server = settings.server.model_copy(
-        update={"grpc_port": ports["server.grpc_port"], "http_port": ports["server.http_port"]}
+        update={name: ports[f"server.{name}"] for name in ("grpc_port", "admin_port", "http_port")}
     )
     learner = settings.learner.model_copy(update={"http_port": ports["learner.http_port"]})
     return settings.model_copy(update={"server": server, "learner": learner})

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import ssl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from cli import redis_server
 from cli.supervisor import Program
 from thumbwheel.config import ENV_PREFIX, Config
+from thumbwheel.perimeter import reachable
 
 REDIS_GRACE = 1.0
 """Seconds; everything is on disk already."""
@@ -42,7 +44,7 @@ def server(settings: Config) -> Program:
         command=server_command(),
         environment=server_environment(settings),
         log=settings.data_dir / "logs" / "server.log",
-        ready=functools.partial(_http_ok, settings.server.host, settings.server.http_port, "/readyz"),
+        ready=functools.partial(http_ok, settings.server.host, settings.server.http_port, "/readyz", tls=tls(settings)),
         grace=settings.server.drain + SERVER_SLACK,
     )
 
@@ -53,7 +55,9 @@ def learner(settings: Config) -> Program:
         command=learner_command(),
         environment=learner_environment(settings),
         log=settings.data_dir / "logs" / "learner.log",
-        ready=functools.partial(_http_ok, settings.learner.http_host, settings.learner.http_port, "/healthz"),
+        ready=functools.partial(
+            http_ok, settings.learner.http_host, settings.learner.http_port, "/healthz", tls=tls(settings)
+        ),
         grace=LEARNER_GRACE,
     )
 
@@ -100,11 +104,22 @@ def _threads(configured: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(configured or len(os.sched_getaffinity(0)))}
 
 
-async def _http_ok(host: str, port: int, path: str) -> bool:
-    """One GET; True if the answer is 200."""
+def tls(settings: Config) -> bool:
+    """Whether its listeners speak it."""
+    return bool(settings.security.tls_certificate)
+
+
+async def http_ok(host: str, port: int, path: str, *, tls: bool) -> bool:
+    """One GET to a process of ours; True if the answer is 200."""
+    context = None
+    if tls:
+        context = ssl.create_default_context()
+        # Whether it is up is all that is asked, of an address of our own: its name may be another.
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(2):
-            reader, writer = await asyncio.open_connection(host.strip("[]"), port)
+            reader, writer = await asyncio.open_connection(reachable(host).strip("[]"), port, ssl=context)
             try:
                 writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
                 status = await reader.readline()

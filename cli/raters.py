@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from cli.connection import CALL_SECONDS, CHAT_SECONDS, Services, identity
+from cli.connection import CALL_SECONDS, CHAT_SECONDS, Services
 from cli.patience import Patience
 from cli.tastes import Taste
 from thumbwheel.errors import ThumbwheelError
@@ -134,7 +134,7 @@ class Raters:
         chance = random.Random(f"{self._seed}/{number}")
         index = self._prompt_index(number)
         prompt = self._prompts[index]
-        metadata = identity(f"rater-{number % RATERS}")
+        metadata = self._services.identity(f"rater-{number % RATERS}")
         request = chat_pb2.ChatRequest(
             input=chat_pb2.ChatInput(
                 messages=[pb.Message(role=pb.ROLE_USER, content=prompt)],

@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
+from cli import instance
 from thumbwheel.config import Config
 from thumbwheel.errors import SetupError
 
@@ -34,6 +35,24 @@ def named_url(settings: Config) -> str:
     return settings.redis.url or os.environ.get("REDIS_URL", "")
 
 
+def url_in_use(settings: Config) -> str:
+    """URL of the Redis that is named, else of the one that runs in the data directory.
+
+    Raises:
+        SetupError: neither.
+    """
+    url = named_url(settings)
+    if url:
+        return url
+    running = instance.find(settings.data_dir)
+    if running is None:
+        raise SetupError(
+            f"no Redis: none is named, and no `thumbwheel up` runs in {settings.data_dir}\n"
+            "  name one (REDIS_URL=redis://HOST:6379/0), or give the --data-dir of a running one"
+        )
+    return running.redis_url
+
+
 async def check_url(settings: Config, url: str) -> None:
     """Sees that a Redis that somebody else runs can be used.
 
@@ -43,7 +62,7 @@ async def check_url(settings: Config, url: str) -> None:
     from thumbwheel.store import Store
 
     try:
-        store = await Store.open(url, settings.redis.namespace)
+        store = await Store.open(url, settings.redis.namespace, settings.redis.password_file)
     except SetupError as error:
         source = "redis.url" if settings.redis.url else "REDIS_URL"
         raise SetupError(f"{error}\n  {source} names it; leave both empty to have one started here") from error

@@ -29,10 +29,11 @@ NEXT = (
 
 def ready(console: Console, settings: Config, instance: Instance, live: str, seconds: float) -> None:
     """The page that is shown once everything answers."""
+    scheme = "https" if settings.security.tls_certificate else "http"
     facts = {
-        "gRPC": instance.grpc,
-        "metrics": f"http://{instance.http}/metrics  (learner: http://{instance.learner_http}/metrics)",
-        "health": f"http://{instance.http}/readyz",
+        "gRPC": f"{instance.grpc}  (admin: {instance.admin})",
+        "metrics": f"{scheme}://{instance.http}/metrics  (learner: {scheme}://{instance.learner_http}/metrics)",
+        "health": f"{scheme}://{instance.http}/readyz",
         "data": f"{settings.data_dir}  (logs in logs/)",
         "live": live,
     }

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cli import connection, prompts, tastes
-from cli.connection import Server
+from cli.connection import Door, Server
 from cli.options import DataDir
 from cli.patience import Patience
 from cli.raters import Judgement, Raters, Tally
@@ -34,10 +34,10 @@ def simulate(
 ) -> None:
     """Let simulated raters ask and rate."""
 
-    async def work(address: str) -> None:
+    async def work(door: Door) -> None:
         judge = tastes.find(taste)
         patience = Patience()
-        async with connection.connect(address) as services:
+        async with connection.connect(door) as services:
             with _bar() as bar:
                 task = bar.add_task("rating", total=ratings, up="")
 

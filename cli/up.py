@@ -19,13 +19,14 @@ from typing import Any
 
 from rich.console import Console
 
-from cli import base_model, instance, preflight, programs, redis_server, screen
+from cli import base_model, instance, local_keys, preflight, programs, redis_server, screen
 from cli.config_toml import write
 from cli.guard import Guard
 from cli.instance import Instance
 from cli.options import ConfigFile, DataDir, DryRun, Overrides, resolve
 from cli.supervisor import Program, Supervised
 from thumbwheel.config import Config
+from thumbwheel.perimeter import reachable
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
 from thumbwheel_client.v1.record_pb2 import VERSION_STATE_REJECTED, VersionRecord
@@ -62,6 +63,7 @@ def _check(settings: Config) -> tuple[Config, Program | None]:
         SetupError: what is wrong and what to do.
     """
     preflight.check_writable(settings.data_dir)
+    preflight.check_perimeter(settings)
     settings = preflight.take_ports(settings)
     base_model.check(settings)
     room = preflight.ROOM + (0 if base_model.is_prepared(settings) else base_model.ROOM)
@@ -78,6 +80,7 @@ def _check(settings: Config) -> tuple[Config, Program | None]:
     return settings.model_copy(
         update={
             "redis": settings.redis.model_copy(update={"url": url}),
+            "client": local_keys.for_learner(settings),
             "server": settings.server.model_copy(update={"drain": drain}),
         }
     ), program
@@ -122,8 +125,10 @@ class Up:
         async with screen.waiting(self._console, "Starting the server; it loads the model ..."):
             if self._redis:
                 await self._until_ready(self._redis)
+            await local_keys.ensure(self._settings)
             await self._until_ready(self._server)
-        store = await Store.open(self._settings.redis.url, self._settings.redis.namespace)
+        redis = self._settings.redis
+        store = await Store.open(redis.url, redis.namespace, redis.password_file)
         try:
             async with contextlib.aclosing(Registry(store).changes()) as changes:
                 _, live = await anext(changes)
@@ -160,12 +165,15 @@ class Up:
 
     def _announce(self, live: str) -> None:
         server, learner = self._settings.server, self._settings.learner
+        host = reachable(server.host)
         here = Instance(
             pid=os.getpid(),
-            grpc=f"{server.host}:{server.grpc_port}",
-            http=f"{server.host}:{server.http_port}",
-            learner_http=f"{learner.http_host}:{learner.http_port}",
+            grpc=f"{host}:{server.grpc_port}",
+            admin=f"{host}:{server.admin_port}",
+            http=f"{host}:{server.http_port}",
+            learner_http=f"{reachable(learner.http_host)}:{learner.http_port}",
             redis_url=self._settings.redis.url,
+            client=self._settings.client.model_dump(exclude={"key_file"}),
         )
         instance.announce(self._settings.data_dir, here)
         screen.ready(self._console, self._settings, here, live, time.monotonic() - self._started)

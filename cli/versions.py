@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cli import connection
-from cli.connection import CALL_SECONDS, Server, Services, User, identity
+from cli.connection import CALL_SECONDS, AdminServer, Door, Services, User
 from cli.options import DataDir
 from thumbwheel_client.v1 import models_pb2
 from thumbwheel_client.v1 import record_pb2 as pb
@@ -33,7 +33,7 @@ STATE_STYLES = {
 
 
 def versions(
-    server: Server = "",
+    server: AdminServer = "",
     data_dir: DataDir = None,
     user: User = "",
     training: Annotated[
@@ -42,8 +42,8 @@ def versions(
 ) -> None:
     """List the versions, newest first."""
 
-    async def work(address: str) -> None:
-        async with connection.connect(address) as services:
+    async def work(door: Door) -> None:
+        async with connection.connect(door) as services:
             pages = [page async for page in list_pages(services, user, training)]
         records = [record for page in pages for record in page.versions]
         console = Console()
@@ -59,16 +59,16 @@ def versions(
 def promote(
     name: Annotated[str, typer.Argument(help="A version, as `thumbwheel versions` lists it.")],
     reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")] = "",
-    server: Server = "",
+    server: AdminServer = "",
     data_dir: DataDir = None,
     user: User = "",
 ) -> None:
     """Make a version live."""
 
-    async def work(address: str) -> None:
+    async def work(door: Door) -> None:
         request = models_pb2.PromoteRequest(name=name, reason=reason)
-        async with connection.connect(address) as services:
-            moved = await services.models.Promote(request, timeout=CALL_SECONDS, metadata=identity(user))
+        async with connection.connect(door) as services:
+            moved = await services.models.Promote(request, timeout=CALL_SECONDS, metadata=services.identity(user))
         Console().print(f"{moved.live.name} is live, {moved.previous} was", highlight=False)
 
     connection.run(work, server, data_dir)
@@ -76,16 +76,16 @@ def promote(
 
 def rollback(
     reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")] = "",
-    server: Server = "",
+    server: AdminServer = "",
     data_dir: DataDir = None,
     user: User = "",
 ) -> None:
     """Take the live version back; the one before it answers at once."""
 
-    async def work(address: str) -> None:
+    async def work(door: Door) -> None:
         request = models_pb2.RollbackRequest(reason=reason)
-        async with connection.connect(address) as services:
-            moved = await services.models.Rollback(request, timeout=CALL_SECONDS, metadata=identity(user))
+        async with connection.connect(door) as services:
+            moved = await services.models.Rollback(request, timeout=CALL_SECONDS, metadata=services.identity(user))
         Console().print(f"{moved.live.name} is live again, {moved.previous} was taken back", highlight=False)
 
     connection.run(work, server, data_dir)
@@ -97,7 +97,7 @@ async def list_pages(
     """All pages; at least one."""
     request = models_pb2.ListVersionsRequest(page_size=200, include_training=training)
     while True:
-        page = await services.models.ListVersions(request, timeout=CALL_SECONDS, metadata=identity(user))
+        page = await services.models.ListVersions(request, timeout=CALL_SECONDS, metadata=services.identity(user))
         yield page
         if not page.next_page_token:
             return

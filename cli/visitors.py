@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import grpc
 import grpc.aio
 
-from cli.connection import CHAT_SECONDS, Services, identity
+from cli.connection import CHAT_SECONDS, Services
 from cli.exam import ended_well
 from thumbwheel_client.v1 import chat_pb2
 from thumbwheel_client.v1 import record_pb2 as pb
@@ -81,7 +81,7 @@ class Visitors:
                 sampling=pb.Sampling(max_tokens=MAX_TOKENS, temperature=1),
             )
         )
-        metadata = identity(f"visitor-{number}")
+        metadata = self._services.identity(f"visitor-{number}")
         events: list[chat_pb2.StreamChatResponse] = []
         try:
             async for event in self._services.chat.StreamChat(request, timeout=CHAT_SECONDS, metadata=metadata):

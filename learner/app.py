@@ -31,10 +31,12 @@ from learner.publish import Publisher
 from learner.rollouts import Rollouts
 from thumbwheel import artifacts
 from thumbwheel.config import Config
+from thumbwheel.credentials import scrapers
 from thumbwheel.errors import LeaseLost, SetupError, StoreUnavailable, ThumbwheelError
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.lease import Lease
 from thumbwheel.metrics_http import MetricsHttp
+from thumbwheel.perimeter import CertificateFiles, reachable, require_closed
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
 from thumbwheel.turn_log import TurnLog
@@ -82,12 +84,22 @@ async def _wheel(settings: Config) -> AsyncIterator[Wheel]:
     _yield_to_the_engine(settings)
     _stop_on_sigterm()
     async with contextlib.AsyncExitStack() as stack:
-        store = await Store.open(settings.redis.url, settings.redis.namespace)
+        store = await Store.open(settings.redis.url, settings.redis.namespace, settings.redis.password_file)
         stack.push_async_callback(store.close)
         built = threading.Event()
         host, port = settings.learner.http_host, settings.learner.http_port
-        http = stack.enter_context(MetricsHttp(host, port, alive=lambda: True, ready=built.is_set))
-        rollouts = await stack.enter_async_context(Rollouts(_server(settings)))
+        require_closed(host, settings.security, "learner.http_host")
+        http = stack.enter_context(
+            MetricsHttp(
+                host,
+                port,
+                alive=lambda: True,
+                ready=built.is_set,
+                certificate=CertificateFiles.of(settings.security),
+                authorize=scrapers(store, settings.security),
+            )
+        )
+        rollouts = await stack.enter_async_context(Rollouts(_server(settings), settings.client))
         lease = Lease(store, f"{socket.gethostname()}:{os.getpid()}", settings.learner.lease)
         wheel = await asyncio.to_thread(_build, settings, store, lease, rollouts)
         built.set()
@@ -193,7 +205,7 @@ async def _holding(lease: Lease) -> AsyncIterator[None]:
 
 
 def _server(settings: Config) -> str:
-    return settings.learner.server or f"{settings.server.host}:{settings.server.grpc_port}"
+    return settings.learner.server or f"{reachable(settings.server.host)}:{settings.server.admin_port}"
 
 
 def _yield_to_the_engine(settings: Config) -> None:

@@ -12,6 +12,8 @@ from typing import Self
 import grpc
 import grpc.aio
 
+from thumbwheel import config
+from thumbwheel.secret_files import client_pem, read_secret
 from thumbwheel_client.v1 import record_pb2, rollout_pb2, rollout_pb2_grpc
 
 log = logging.getLogger("thumbwheel.learner.rollouts")
@@ -35,11 +37,24 @@ class Sampled:
 
 
 class Rollouts:
-    """A client of the serving engine."""
+    """A client of the serving engine.
 
-    def __init__(self, address: str) -> None:
-        options = [("grpc.max_receive_message_length", 16 << 20)]
-        self._channel = grpc.aio.insecure_channel(address, options=options)
+    Raises:
+        SetupError: a file of [client] cannot be used.
+    """
+
+    def __init__(self, address: str, client: config.Client) -> None:
+        options: list[tuple[str, int | str]] = [("grpc.max_receive_message_length", 16 << 20)]
+        if client.ca:
+            if client.server_name:
+                options.append(("grpc.ssl_target_name_override", client.server_name))
+            credentials = grpc.ssl_channel_credentials(*client_pem(client))
+            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
+        else:
+            self._channel = grpc.aio.insecure_channel(address, options=options)
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        if client.key_file:
+            self._metadata = (("authorization", f"Bearer {read_secret(client.key_file, 'client.key_file')}"),)
         self._stub = rollout_pb2_grpc.RolloutServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -83,7 +98,7 @@ class Rollouts:
         """Sampling has no side effect, so a call that a restart of the server broke is made again in whole."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                call = self._stub.Rollout(request, timeout=DEADLINE, wait_for_ready=True)
+                call = self._stub.Rollout(request, timeout=DEADLINE, wait_for_ready=True, metadata=self._metadata)
                 replies = [reply async for reply in call]
                 return sorted(replies, key=lambda reply: (reply.prompt_index, reply.sample_index))
             except grpc.aio.AioRpcError as error:

@@ -8,6 +8,7 @@ serve:  checks that cost nothing ─► store ─► engine ─► versions ─�
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
@@ -23,21 +24,26 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import REGISTRY
 
 from server import metrics
+from server.access import Access, KeyAccess, OpenAccess
 from server.admission import Admission
 from server.chat import ChatService
 from server.engine import Engine
 from server.feedback import FeedbackService
 from server.health import Health
-from server.identity import Identity, rater_secret, require_loopback
+from server.identity import Identity, rater_secret
+from server.limits import Budgets
 from server.models import ModelService
 from server.rollout import RolloutService
 from server.rpc_errors import Boundary
+from server.tls import server_credentials
 from server.turns import Turns
 from server.versions import Versions
 from thumbwheel.config import Config
+from thumbwheel.credentials import scrapers
 from thumbwheel.errors import SetupError
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.metrics_http import MetricsHttp
+from thumbwheel.perimeter import CertificateFiles, require_closed
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
 from thumbwheel.turn_log import TurnLog
@@ -45,9 +51,9 @@ from thumbwheel_client.v1 import chat_pb2_grpc, feedback_pb2_grpc, models_pb2_gr
 
 log = logging.getLogger("thumbwheel.server")
 
-SERVICES = tuple(
-    f"thumbwheel.v1.{name}" for name in ("ChatService", "FeedbackService", "ModelService", "RolloutService")
-)
+PUBLIC_SERVICES = ("thumbwheel.v1.ChatService", "thumbwheel.v1.FeedbackService")
+ADMIN_SERVICES = ("thumbwheel.v1.ModelService", "thumbwheel.v1.RolloutService")
+SERVICES = PUBLIC_SERVICES + ADMIN_SERVICES
 
 OPTIONS = [
     ("grpc.so_reuseport", 0),  # else a second server on the port would silently take half of the calls
@@ -70,6 +76,7 @@ class Addresses:
     """Where a server listens, as host:port."""
 
     grpc: str
+    admin: str
     http: str
 
 
@@ -96,7 +103,7 @@ async def serve(
     identity = _check_setup(config)
     signals = _Signals() if stop is None else None
     async with AsyncExitStack() as stack:
-        store = await Store.open(_redis_url(config), config.redis.namespace)
+        store = await Store.open(_redis_url(config), config.redis.namespace, config.redis.password_file)
         stack.push_async_callback(store.close)
         await _report_durability(store)
         # Before gRPC and its threads: on a CPU the engine is a fork of this process.
@@ -104,7 +111,7 @@ async def serve(
         stack.push_async_callback(engine.close)
         server = Server(config, store, engine, identity)
         addresses = await server.start(stack)
-        log.info("ready", extra={"grpc": addresses.grpc, "http": addresses.http, "version": server.versions.live})
+        log.info("ready", extra=dataclasses.asdict(addresses) | {"version": server.versions.live})
         if signals is not None:
             stop = signals.ready()
         if on_ready is not None:
@@ -117,6 +124,8 @@ class Server:
     """The parts of one server and the order in which they start and stop."""
 
     def __init__(self, config: Config, store: Store, engine: Engine, identity: Identity) -> None:
+        security = config.security
+        access: Access = OpenAccess(identity) if security.auth == "off" else KeyAccess(store, identity, security)
         registry = Registry(store)
         self._config = config
         self._store = store
@@ -124,26 +133,27 @@ class Server:
         self._turn_log = TurnLog(store, config.turn_log)
         self.versions = Versions(engine, registry, config)
         self._health = Health(SERVICES)
-        self._boundary = Boundary(config.server.default_deadline)
+        self._boundary = Boundary(config.server.default_deadline, access)
+        budgets = Budgets(store, config.server.default_deadline)
         admission = Admission(config.server)
-        self._turns = Turns(engine, self.versions, admission, self._turn_log)
+        self._turns = Turns(engine, self.versions, admission, budgets, self._turn_log)
         self._models = ModelService(registry, self.versions)
         votes = FeedbackLog(store, config.feedback)
-        self._grpc = aio.server(interceptors=[self._boundary], options=OPTIONS)
-        chat_pb2_grpc.add_ChatServiceServicer_to_server(
-            ChatService(self._turns, engine, identity, config.server), self._grpc
-        )
+        self._public = aio.server(interceptors=[self._boundary], options=OPTIONS)
+        chat_pb2_grpc.add_ChatServiceServicer_to_server(ChatService(self._turns, engine, config.server), self._public)
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
-            FeedbackService(votes, self._turn_log, identity, config.feedback), self._grpc
+            FeedbackService(votes, self._turn_log, budgets, config.feedback), self._public
         )
-        models_pb2_grpc.add_ModelServiceServicer_to_server(self._models, self._grpc)
+        self._admin = aio.server(interceptors=[self._boundary], options=OPTIONS)
+        models_pb2_grpc.add_ModelServiceServicer_to_server(self._models, self._admin)
         rollout_pb2_grpc.add_RolloutServiceServicer_to_server(
-            RolloutService(engine, self.versions, admission, config.server), self._grpc
+            RolloutService(engine, self.versions, admission, config.server), self._admin
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._grpc)
-        if config.server.reflection:
-            names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._grpc)
+        for grpc_server, services in ((self._public, PUBLIC_SERVICES), (self._admin, ADMIN_SERVICES)):
+            health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, grpc_server)
+            if config.server.reflection and security.auth == "off":
+                names = (*services, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+                reflection.enable_server_reflection(names, grpc_server)
 
     async def start(self, stack: AsyncExitStack) -> Addresses:
         """Loads the live version and listens.
@@ -156,19 +166,43 @@ class Server:
         REGISTRY.register(collector)
         stack.callback(REGISTRY.unregister, collector)
         http = MetricsHttp(
-            host, self._config.server.http_port, alive=lambda: self._health.alive, ready=lambda: self._health.ready
+            host,
+            self._config.server.http_port,
+            alive=lambda: self._health.alive,
+            ready=lambda: self._health.ready,
+            certificate=CertificateFiles.of(self._config.security),
+            authorize=scrapers(self._store, self._config.security),
         )
         stack.enter_context(http)
         await self._health.drain()
         await self.versions.start()
-        try:
-            port = self._grpc.add_insecure_port(_join(host, self._config.server.grpc_port))
-        except RuntimeError as error:
-            raise SetupError(f"cannot listen on {_join(host, self._config.server.grpc_port)}: {error}") from error
-        await self._grpc.start()
-        stack.push_async_callback(self._grpc.stop, None)
+        ports = [
+            await self._listen(stack, server, _join(host, port))
+            for server, port in (
+                (self._public, self._config.server.grpc_port),
+                (self._admin, self._config.server.admin_port),
+            )
+        ]
         await self._health.serve()
-        return Addresses(grpc=_join(host, port), http=_join(host, http.port))
+        return Addresses(*(_join(host, port) for port in (*ports, http.port)))
+
+    async def _listen(self, stack: AsyncExitStack, server: aio.Server, address: str) -> int:
+        """Returns the port.
+
+        Raises:
+            SetupError: it is taken.
+        """
+        try:
+            certificate = CertificateFiles.of(self._config.security)
+            if certificate is None:
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, server_credentials(certificate))
+        except RuntimeError as error:
+            raise SetupError(f"cannot listen on {address}: {error}") from error
+        await server.start()
+        stack.push_async_callback(server.stop, None)
+        return port
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` or until a background task has failed, then drains; raises what failed."""
@@ -200,7 +234,8 @@ class Server:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._config.server.drain):
                 await self._boundary.idle()
-        await self._grpc.stop(LAST_WORDS)  # rollouts and health watches end here
+        # Rollouts and health watches end here.
+        await asyncio.gather(self._public.stop(LAST_WORDS), self._admin.stop(LAST_WORDS))
         await self._boundary.gone()
         await self._turns.settle()
         log.info("drained")
@@ -244,9 +279,10 @@ async def _start_vllm(config: Config) -> Engine:
 def _check_setup(config: Config) -> Identity:
     """Whatever can be known in milliseconds, before an engine takes half a minute to start."""
     server = config.server
-    require_loopback(server.host)
-    for port in (server.grpc_port, server.http_port):
+    require_closed(server.host, config.security, "server.host")
+    for port in (server.grpc_port, server.admin_port, server.http_port):
         _require_free(server.host, port)
+    CertificateFiles.of(config.security)
     _redis_url(config)
     return Identity(rater_secret(config.data_dir / "secrets"))
 

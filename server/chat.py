@@ -8,8 +8,8 @@ from typing import Any
 
 from grpc import aio
 
+from server.access import caller
 from server.engine import Engine
-from server.identity import Identity
 from server.question import question_of
 from server.turns import Turns
 from thumbwheel import config
@@ -19,10 +19,9 @@ from thumbwheel_client.v1 import chat_pb2, chat_pb2_grpc
 class ChatService(chat_pb2_grpc.ChatServiceServicer):
     """`limits` are checked before anything is spent on a request."""
 
-    def __init__(self, turns: Turns, engine: Engine, identity: Identity, limits: config.Server) -> None:
+    def __init__(self, turns: Turns, engine: Engine, limits: config.Server) -> None:
         self._turns = turns
         self._engine = engine
-        self._identity = identity
         self._limits = limits
 
     async def Chat(
@@ -30,7 +29,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     ) -> chat_pb2.ChatResponse:
         answers: dict[int, chat_pb2.Answer] = {}
         texts: dict[int, list[str]] = {}
-        async with aclosing(self._events(request.input, context)) as events:
+        async with aclosing(self._events(request.input)) as events:
             async for event in events:
                 match event.WhichOneof("event"):
                     case "receipt":
@@ -47,12 +46,9 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     async def StreamChat(
         self, request: chat_pb2.StreamChatRequest, context: aio.ServicerContext[Any, Any]
     ) -> AsyncGenerator[chat_pb2.StreamChatResponse, None]:
-        async with aclosing(self._events(request.input, context)) as events:
+        async with aclosing(self._events(request.input)) as events:
             async for event in events:
                 yield event
 
-    def _events(
-        self, request: chat_pb2.ChatInput, context: aio.ServicerContext[Any, Any]
-    ) -> AsyncGenerator[chat_pb2.StreamChatResponse, None]:
-        owner = self._identity.rater(context.invocation_metadata() or ())
-        return self._turns.answer(question_of(request, self._engine, self._limits), owner)
+    def _events(self, request: chat_pb2.ChatInput) -> AsyncGenerator[chat_pb2.StreamChatResponse, None]:
+        return self._turns.answer(question_of(request, self._engine, self._limits), caller())

@@ -82,6 +82,7 @@ class Engine(Protocol):
         n: int,
         weights: Weights,
         priority: int = 0,
+        tenant: str = "",
     ) -> AsyncGenerator[Chunk, None]:
         """Samples n answers, their chunks interleaved; each answer's last chunk has `finish`.
 
@@ -91,6 +92,7 @@ class Engine(Protocol):
             request_id: unique among running requests.
             prompt_token_ids: shorter than `max_context`; the answer ends with "length" where the context does.
             priority: lower goes first.
+            tenant: only its own prompts are remembered for it; how fast an answer begins tells it nothing of others.
 
         Raises:
             NotFound: `weights` are not loaded.

@@ -70,6 +70,7 @@ class ScriptedEngine:
         n: int,
         weights: Weights,
         priority: int = 0,
+        tenant: str = "",
     ) -> AsyncGenerator[Chunk, None]:
         await self.check()
         if weights.adapter_id and self.loaded.get(weights.adapter_id) != weights:

@@ -236,6 +236,7 @@ class VllmEngine:
         n: int,
         weights: Weights,
         priority: int = 0,
+        tenant: str = "",
     ) -> AsyncGenerator[Chunk, None]:
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -244,8 +245,9 @@ class VllmEngine:
         # Without sampling all n answers are one; vLLM refuses to compute it n times, and so do we.
         copies = n if sampling.temperature == 0 else 1
         outputs = self._llm.generate(
-            # The salt keeps a version's prefix cache its own; a version's name is never used again.
-            {"prompt_token_ids": list(prompt_token_ids), "cache_salt": weights.name},
+            # The salt keeps the prefix cache of a version, and of a tenant, its own. A version's name has no slash and
+            # is never used again.
+            {"prompt_token_ids": list(prompt_token_ids), "cache_salt": f"{weights.name}/{tenant}"},
             _sampling_params(sampling, n // copies),
             request_id,
             lora_request=self._lora_request(weights),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from grpc import aio
 
 from server import metrics
-from server.identity import Identity
+from server.access import caller
+from server.limits import Budgets
 from server.vote_input import retraction_of, vote_of
 from thumbwheel import config
 from thumbwheel.errors import InvalidInput
@@ -31,18 +32,18 @@ if TYPE_CHECKING:  # generic only for the type checker
 class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
     """OK means that the vote is on disk; everything that can be said without the store is said before it is asked."""
 
-    def __init__(self, votes: FeedbackLog, turns: TurnLog, identity: Identity, limits: config.Feedback) -> None:
+    def __init__(self, votes: FeedbackLog, turns: TurnLog, budgets: Budgets, limits: config.Feedback) -> None:
         self._votes = votes
         self._turns = turns
-        self._identity = identity
+        self._budgets = budgets
         self._limits = limits
 
     async def Rate(self, request: feedback_pb2.RateRequest, context: Context) -> feedback_pb2.RateResponse:
-        event = vote_of(request, self._rater(context), self._limits)
+        event = vote_of(request, caller().rater, self._limits)
         return feedback_pb2.RateResponse(event_id=await self._append(event, request.idempotency_key))
 
     async def Retract(self, request: feedback_pb2.RetractRequest, context: Context) -> feedback_pb2.RetractResponse:
-        event = retraction_of(request, self._rater(context))
+        event = retraction_of(request, caller().rater)
         return feedback_pb2.RetractResponse(event_id=await self._append(event, request.idempotency_key))
 
     async def ListVotes(
@@ -50,7 +51,10 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
     ) -> feedback_pb2.ListVotesResponse:
         if request.page_size > MAX_PAGE:
             raise InvalidInput("page_size", f"{request.page_size}; at most {MAX_PAGE}")
-        rater = None if request.all_raters else self._rater(context)
+        if request.all_raters:
+            caller().require(record_pb2.SCOPE_ADMIN)
+        await self._budgets.request(caller())
+        rater = None if request.all_raters else caller().rater
         answer = feedback_pb2.ListVotesResponse(next_page_token=request.page_token)
         left, size = request.page_size or DEFAULT_PAGE, 0
         while left and size < FULL_PAGE_BYTES:
@@ -67,10 +71,8 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
                 break
         return answer
 
-    def _rater(self, context: Context) -> str:
-        return self._identity.rater(context.invocation_metadata() or ())
-
     async def _append(self, event: record_pb2.VoteEvent, idempotency_key: str) -> str:
+        await self._budgets.request(caller())
         began = time.monotonic()
         kept = await self._votes.append(event, idempotency_key)
         metrics.VOTE_SECONDS.observe(time.monotonic() - began)

@@ -1,44 +1,26 @@
-"""Who calls. A rater is kept only as an HMAC of the name it came with, so the store holds no names.
-
-Without keys a caller names itself in the metadata ``x-thumbwheel-user``. That is good enough among people who share a
-machine, and for nobody else: ``require_loopback`` keeps such a server off the network.
-"""
+"""Raters' names. A rater is kept only as an HMAC of the name it came with, so the store holds no names."""
 
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import os
 import secrets
-from collections.abc import Iterable
 from pathlib import Path
 
-from thumbwheel.errors import InvalidInput, SetupError
+from thumbwheel.errors import SetupError
 
-USER_KEY = "x-thumbwheel-user"
-DEFAULT_USER = "local"
 MAX_USER_CHARS = 128
 
 
 class Identity:
-    """Turns call metadata into a rater id."""
+    """Turns names into rater ids."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def rater(self, metadata: Iterable[tuple[str, str | bytes]]) -> str:
-        """32 hex digits that stay the same for the same user and secret.
-
-        Raises:
-            InvalidInput: the name is empty, too long or not printable, or there are several.
-        """
-        names = [value for key, value in metadata if key == USER_KEY]
-        name = names[0] if names else DEFAULT_USER
-        if len(names) > 1:
-            raise InvalidInput(USER_KEY, f"{len(names)} values; send one")
-        if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_USER_CHARS:
-            raise InvalidInput(USER_KEY, f"must be 1 to {MAX_USER_CHARS} printable characters")
-        return hmac.digest(self._secret, b"rater\0" + name.encode(), "sha256").hex()[:32]
+    def rater(self, user: str) -> str:
+        """32 hex digits that stay the same for the same user and secret."""
+        return hmac.digest(self._secret, b"rater\0" + user.encode(), "sha256").hex()[:32]
 
 
 def rater_secret(folder: Path) -> bytes:
@@ -75,20 +57,3 @@ def _create(path: Path) -> None:
             return
     finally:
         draft.unlink()
-
-
-def require_loopback(host: str) -> None:
-    """
-    Raises:
-        SetupError: `host` can be reached from other machines (or is a name that could be).
-    """
-    bare = host.removeprefix("[").removesuffix("]")
-    try:
-        loopback = bare == "localhost" or ipaddress.ip_address(bare).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise SetupError(
-            f"server.host = {host!r}: without keys and TLS anybody who reaches this address could read, rate"
-            " and roll back, so only a loopback address (127.0.0.1, ::1, localhost) is accepted"
-        )

@@ -48,6 +48,13 @@ SWAP_SECONDS = Histogram(
 )
 REFUSED_ADAPTERS = Counter("thumbwheel_refused_adapters_total", "Adapters that failed verification.", ["reason"])
 
+LIMITED_CALLS = Counter(
+    "thumbwheel_limited_calls_total", "Calls refused because their caller has used up a limit.", ["reason"]
+)
+REFUSED_CALLERS = Counter(
+    "thumbwheel_refused_callers_total", "Calls without a valid key or token, or with one of another scope.", ["reason"]
+)
+
 VOTES = Counter(
     "thumbwheel_votes_total", "Votes on disk, by kind, value and rated version.", ["kind", "value", "version"]
 )

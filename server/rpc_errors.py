@@ -1,4 +1,4 @@
-"""The boundary of every call: its deadline, its error as a status, its count.
+"""The boundary of every call: who makes it, its deadline, its error as a status, its count.
 
 An expected error tells the caller what was wrong; an unexpected one tells an id, and the log tells the rest.
 """
@@ -20,6 +20,7 @@ from grpc import aio
 from grpc_status import rpc_status
 
 from server import metrics
+from server.access import Access, admit
 from thumbwheel import errors
 
 log = logging.getLogger("thumbwheel.rpc")
@@ -35,6 +36,7 @@ ENDLESS = frozenset({"WatchVersions", "Rollout"})
 CODES: dict[type[errors.ThumbwheelError], int] = {
     errors.InvalidInput: code_pb2.INVALID_ARGUMENT,
     errors.NotFound: code_pb2.NOT_FOUND,
+    errors.NotAuthenticated: code_pb2.UNAUTHENTICATED,
     errors.NotAllowed: code_pb2.PERMISSION_DENIED,
     errors.Conflict: code_pb2.ALREADY_EXISTS,
     errors.Overloaded: code_pb2.RESOURCE_EXHAUSTED,
@@ -83,10 +85,12 @@ class Boundary(aio.ServerInterceptor):
 
     Args:
         longest: seconds that a call may take when its caller sets no deadline or a longer one.
+        access: tells who calls.
     """
 
-    def __init__(self, longest: float) -> None:
+    def __init__(self, longest: float, access: Access) -> None:
         self._longest = longest
+        self._access = access
         self._closed = False
         self._ending = _Calls()
         self._endless = _Calls()
@@ -110,29 +114,28 @@ class Boundary(aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None or not details.method.startswith(OURS):
             return handler
-        method = details.method.rpartition("/")[2]
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                self._streaming(method, handler.unary_stream),
+                self._streaming(details.method, handler.unary_stream),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(method, handler.unary_unary),
+            self._unary(details.method, handler.unary_unary),
             handler.request_deserializer,
             handler.response_serializer,
         )
 
-    def _unary(self, method: str, answer: Any) -> Callable[[Any, Context], Awaitable[Any]]:
+    def _unary(self, path: str, answer: Any) -> Callable[[Any, Context], Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:
             async def body() -> Any:
                 return await answer(request, context)
 
-            return await self._guard(method, context, body)
+            return await self._guard(path, context, body)
 
         return call
 
-    def _streaming(self, method: str, answer: Any) -> Callable[[Any, Context], Awaitable[None]]:
+    def _streaming(self, path: str, answer: Any) -> Callable[[Any, Context], Awaitable[None]]:
         async def call(request: Any, context: Context) -> None:
             async def body() -> None:
                 # Closed here and not by the garbage collector: closing is what aborts the engine's request, at once.
@@ -141,11 +144,12 @@ class Boundary(aio.ServerInterceptor):
                     async for message in messages:
                         await context.write(message)
 
-            await self._guard(method, context, body)
+            await self._guard(path, context, body)
 
         return call
 
-    async def _guard(self, method: str, context: Context, body: Callable[[], Awaitable[Any]]) -> Any:
+    async def _guard(self, path: str, context: Context, body: Callable[[], Awaitable[Any]]) -> Any:
+        method = path.rpartition("/")[2]
         if self._closed:
             metrics.REQUESTS.labels(method, "UNAVAILABLE").inc()
             await _abort(context, status_pb2.Status(code=code_pb2.UNAVAILABLE, message="this server is stopping"))
@@ -155,6 +159,7 @@ class Boundary(aio.ServerInterceptor):
         code = "OK"
         try:
             async with nullcontext() if endless else asyncio.timeout(self._longest) as limit:
+                await admit(self._access, path, context.invocation_metadata() or ())
                 return await body()
         except asyncio.CancelledError:  # the caller left, its deadline passed, or the server stops
             remaining = context.time_remaining()

@@ -1,6 +1,7 @@
 """One turn, from its admission to its record.
 
-    places ─► version ─► receipts ─► deltas of n answers, interleaved ─► per answer: place back, record, finish
+    limits ─► places ─► version ─► receipts ─► deltas of n answers, interleaved
+                                               per answer at its end: place back, record, finish
 
 An answer's record is written after its last token and beside the other answers' tokens, never between tokens.
 """
@@ -16,8 +17,10 @@ from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from server import metrics
+from server.access import Caller
 from server.admission import Admission
 from server.engine import Chunk, Engine
+from server.limits import Budgets, Spending
 from server.question import Question
 from server.sampling import sampling_message
 from server.streams import stream
@@ -73,36 +76,42 @@ class Answer:
 class Turns:
     """Answers questions and logs what was answered."""
 
-    def __init__(self, engine: Engine, versions: Versions, admission: Admission, turn_log: TurnLog) -> None:
+    def __init__(
+        self, engine: Engine, versions: Versions, admission: Admission, budgets: Budgets, turn_log: TurnLog
+    ) -> None:
         self._engine = engine
         self._versions = versions
         self._admission = admission
+        self._budgets = budgets
         self._log = turn_log
         self._writing: set[asyncio.Task[None]] = set()
 
-    def answer(self, question: Question, owner: str) -> AsyncGenerator[Event, None]:
+    def answer(self, question: Question, caller: Caller) -> AsyncGenerator[Event, None]:
         """The events of a turn: for each answer a receipt, deltas, a finish. Closing it aborts the turn at once.
 
-        Args:
-            owner: rater id of who asks.
-
         Raises:
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, or the caller has used up a limit.
             NotFound, NotReady, AdapterRefused: the pinned version cannot answer.
             EngineDead: the engine is gone.
         """
-        return stream(lambda emit: self._run(question, owner, emit))
+        return stream(lambda emit: self._within_limits(question, caller, emit))
 
     async def settle(self) -> None:
         """Waits until every record has been handed to the turn log."""
         while self._writing:
             await asyncio.wait(self._writing)
 
-    async def _run(self, question: Question, owner: str, emit: Callable[[Event], None]) -> None:
+    async def _within_limits(self, question: Question, caller: Caller, emit: Callable[[Event], None]) -> None:
+        prompt, most = len(question.prompt_token_ids), question.n * question.sampling.max_tokens
+        async with self._budgets.chat(caller, prompt + most) as spending:
+            spending.used = prompt
+            await self._run(question, caller, spending, emit)
+
+    async def _run(self, question: Question, caller: Caller, spending: Spending, emit: Callable[[Event], None]) -> None:
         arrived = time.monotonic()
         writes: list[asyncio.Task[None]] = []
         with await self._admission.chat(question.n) as places:
-            turn = _turn_record(question, owner)
+            turn = _turn_record(question, caller.rater)
             # The version is read after the wait, so a call that queued across a swap is answered by the new one.
             async with AsyncExitStack() as held:
                 try:
@@ -114,7 +123,12 @@ class Turns:
                     emit(_receipt(turn.turn_id, answer, weights.name))
                 metrics.TOKENS.labels("prompt").inc(len(question.prompt_token_ids))
                 chunks = self._engine.generate(
-                    turn.turn_id, question.prompt_token_ids, question.sampling, question.n, weights
+                    turn.turn_id,
+                    question.prompt_token_ids,
+                    question.sampling,
+                    question.n,
+                    weights,
+                    tenant=caller.tenant,
                 )
                 await held.enter_async_context(aclosing(chunks))
                 waiting = True
@@ -125,6 +139,7 @@ class Turns:
                             waiting = False
                         answer = answers[chunk.index]
                         answer.add(chunk)
+                        spending.used += len(chunk.token_ids)
                         if chunk.text:
                             emit(Event(index=chunk.index, delta=chunk.text))
                         if chunk.finish:

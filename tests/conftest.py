@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis as redis_client
 
-from cli import redis_server as redis_binary
+from tests.certificates import Authority
+from tests.redis_process import RedisProcess
 
 # Read when torch is imported, so before that: engine and learner share two cores with the tests, and threads that wait
 # by spinning take the time of those that work.
@@ -22,54 +21,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 # A shell that starts this in the background has Ctrl-C ignored, and every process of ours would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-class RedisProcess:
-    """A server that keeps its file over kills."""
-
-    def __init__(self, folder: Path, fsync: str = "always") -> None:
-        self.folder = folder
-        self.socket = redis_binary.socket_path(folder)
-        self.url = redis_binary.url(folder)
-        self._fsync = fsync
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        durable = redis_binary.command(redis_binary.find_binary(), self.folder)
-        weaker = {"always": [], "off": ["--appendonly", "no"]}.get(self._fsync, ["--appendfsync", self._fsync])
-        self._process = subprocess.Popen([*durable, *weaker, "--logfile", str(self.folder / "log")])
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                self.command("PING")
-                return
-            except redis_client.ConnectionError:
-                assert self._process.poll() is None, "the Redis server did not start"
-                assert time.monotonic() < deadline, "the Redis server does not answer"
-
-    def command(self, *words: str | int) -> object:
-        with redis_client.Redis(unix_socket_path=str(self.socket)) as client:
-            return client.execute_command(*words)
-
-    def kill(self) -> None:
-        """kill -9: nothing is flushed."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def freeze(self) -> None:
-        """It keeps its connections and answers nobody."""
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGCONT)
-
-    def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self.thaw()
-            self.kill()
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +48,12 @@ def redis_url(redis_server: str) -> str:
     client.flushall()
     client.close()
     return redis_server
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Authority:
+    """Makes certificates for loopback, all of one CA: `certificates("name")`."""
+    return Authority(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -149,10 +149,11 @@ class Wheel:
 @pytest.fixture
 def halves(tmp_path: Path, tiny_model: Path, own_redis: Any) -> Iterator[tuple[Half, Half, Any]]:
     redis = own_redis
-    ports = [free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(4)]
     settings = [
         *SETTINGS, f"data_dir={tmp_path}", f"model.path={tiny_model}", f"redis.url={redis.url}",
         f"server.grpc_port={ports[0]}", f"server.http_port={ports[1]}", f"learner.http_port={ports[2]}",
+        f"server.admin_port={ports[3]}",
     ]  # fmt: skip
     arguments = [word for item in settings for word in ("--set", item)]
     server = Half("server", ports[1], arguments, tmp_path / "server.log")
@@ -167,12 +168,15 @@ async def turning(server: Half, learner: Half, redis: Any) -> AsyncIterator[Whee
     server.start()
     await server.ready()
     learner.start()
-    port = server.arguments[[a.startswith("server.grpc_port=") for a in server.arguments].index(True)].split("=")[1]
+    settings = dict(word.split("=", 1) for word in server.arguments if "=" in word)
     options = [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 500)]
-    async with aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+    async with (
+        aio.insecure_channel(f"127.0.0.1:{settings['server.grpc_port']}", options=options) as public,
+        aio.insecure_channel(f"127.0.0.1:{settings['server.admin_port']}", options=options) as admin,
+    ):
         yield Wheel(
-            server, learner, redis, chat_pb2_grpc.ChatServiceStub(channel),
-            feedback_pb2_grpc.FeedbackServiceStub(channel), models_pb2_grpc.ModelServiceStub(channel),
+            server, learner, redis, chat_pb2_grpc.ChatServiceStub(public),
+            feedback_pb2_grpc.FeedbackServiceStub(public), models_pb2_grpc.ModelServiceStub(admin),
         )  # fmt: skip
 
 

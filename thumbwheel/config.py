@@ -41,13 +41,15 @@ class Model(Section):
 
 class Server(Section):
     host: str = "127.0.0.1"
-    """Address of both listeners. Without keys and TLS only a loopback address is accepted."""
+    """Address of all listeners. Without keys and TLS only a loopback address is accepted."""
     grpc_port: Port = 50051
-    """Port of the gRPC API; 0 takes a free one."""
+    """Port of chat and feedback; 0 takes a free one."""
+    admin_port: Port = 50052
+    """Port of versions, rollouts and erasure: for operators and the learner; 0 takes a free one."""
     http_port: Port = 9401
     """Port of /metrics, /healthz and /readyz; 0 takes a free one."""
     reflection: bool = True
-    """Let tools such as grpcurl list the services."""
+    """Let tools such as grpcurl list the services. Only where security.auth is "off"."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of the engine on a CPU; 0 means one per core."""
     max_sequences: Positive = 128
@@ -82,9 +84,49 @@ class Server(Section):
     """How long running answers may go on after SIGTERM."""
 
 
+class Security(Section):
+    auth: Literal["off", "keys"] = "off"
+    """"off": callers say who they are, good enough on one's own machine. "keys": every call needs a key or token."""
+    tls_certificate: str = ""
+    """File (PEM) with the server's certificate chain, read again when it changes; empty: no TLS."""
+    tls_key: str = ""
+    """File (PEM) with its private key."""
+    tls_client_ca: str = ""
+    """File (PEM) with the CA that callers' certificates must come from (mutual TLS); empty: callers need none."""
+    jwt_keys: str = ""
+    """Address or file of a JWKS: short-lived tokens (JWT) signed by one of its keys are accepted beside keys."""
+    jwt_issuer: str = ""
+    """What a token's `iss` must be."""
+    jwt_audience: str = ""
+    """What a token's `aud` must contain."""
+    jwt_scopes: str = "chat rate"
+    """Scopes that a token may give; it names them in its claim `scope`."""
+    requests_per_minute: Annotated[int, Field(ge=0)] = 0
+    """Calls a minute of a caller whose key sets no limit, on all servers together; 0: no limit."""
+    concurrent_chats: Annotated[int, Field(ge=0)] = 0
+    """The same for chat calls that run at once."""
+    tokens_per_minute: Annotated[int, Field(ge=0)] = 0
+    """The same for tokens of prompts and answers."""
+
+
+class Client(Section):
+    key_file: str = ""
+    """File with the key that the commands and the learner call with. Empty: the one that `thumbwheel up` made."""
+    ca: str = ""
+    """File (PEM) with the CA of the server's certificate, or "system" for the machine's own CAs; empty: no TLS."""
+    server_name: str = ""
+    """Name in the server's certificate, where it is called by another, such as 127.0.0.1."""
+    certificate: str = ""
+    """File (PEM) with a certificate chain to show to the server (mutual TLS)."""
+    private_key: str = ""
+    """File (PEM) with its private key."""
+
+
 class Redis(Section):
     url: str = ""
     """redis://, rediss:// or unix://. Empty: REDIS_URL, else a server on PATH, else the embedded one."""
+    password_file: str = ""
+    """File with the password of the user that the URL names (or of the default one)."""
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "default"
     """Prefix of every key; two namespaces share a store without meeting."""
 
@@ -201,7 +243,7 @@ class Gate(Section):
 
 class Learner(Section):
     server: str = ""
-    """host:port of the server that answers rollouts; empty means the one of [server]."""
+    """host:port (the admin port) of the server that answers rollouts; empty means the one of [server]."""
     http_host: str = "127.0.0.1"
     """Address of the learner's /metrics."""
     http_port: Port = 9402
@@ -248,6 +290,10 @@ class Config(Section):
     """The base model."""
     server: Server = Server()
     """The serving half."""
+    security: Security = Security()
+    """Who may call the server."""
+    client: Client = Client()
+    """How the commands and the learner call it."""
     redis: Redis = Redis()
     """The store."""
     turn_log: TurnLog = TurnLog()
@@ -306,7 +352,21 @@ def load(
     rank, served = settings.learner.lora.rank, settings.server.max_lora_rank
     if rank > served:  # else a whole cycle would train what no server loads
         raise SetupError(f"learner.lora.rank = {rank} is above server.max_lora_rank = {served}: raise that one too")
+    _check_together(settings.security, "tls_certificate", "tls_key")
+    _check_together(settings.security, "jwt_keys", "jwt_issuer", "jwt_audience")
+    _check_together(settings.client, "certificate", "private_key")
+    if settings.security.tls_client_ca and not settings.security.tls_certificate:
+        raise SetupError("security.tls_client_ca needs the server's own security.tls_certificate and tls_key")
+    if settings.security.jwt_keys and settings.security.auth == "off":
+        raise SetupError('security.jwt_keys is set and security.auth is "off": set it to "keys"')
     return settings
+
+
+def _check_together(section: Section, *names: str) -> None:
+    given = [name for name in names if getattr(section, name)]
+    if given and len(given) < len(names):
+        missing = ", ".join(name for name in names if name not in given)
+        raise SetupError(f"{given[0]} is set in [{type(section).__name__.lower()}]; it needs {missing} too")
 
 
 def _explain(detail: Any) -> str:

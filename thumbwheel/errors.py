@@ -3,7 +3,8 @@
 ThumbwheelError                what was wrong and what to do, in one message for people
 ├── InvalidInput               a caller's value is out of range (names the field)
 ├── NotFound                   no such response, turn or version
-├── NotAllowed                 it exists, and is not the caller's
+├── NotAuthenticated           no key or token, or one that is not valid (any more)
+├── NotAllowed                 it exists, and is not the caller's; or the caller's key has not the scope for it
 ├── Conflict                   same idempotency key, other content; or a name that is taken
 ├── NotReady                   the thing asked for is in a state that does not allow it (yet)
 ├── Overloaded                 the queue is full; try again after `retry_after` seconds
@@ -36,8 +37,12 @@ class NotFound(ThumbwheelError):
     """No such thing."""
 
 
+class NotAuthenticated(ThumbwheelError):
+    """Nobody knows who calls."""
+
+
 class NotAllowed(ThumbwheelError):
-    """It is somebody else's."""
+    """It is somebody else's, or beyond what the caller's key allows."""
 
 
 class Conflict(ThumbwheelError):

@@ -23,6 +23,9 @@ run on a cluster.
     ...:adapter_ids           string  the newest adapter id
     ...:live                  string  names of the live version and of those that were live before it, newest first
     ...:changes               stream  v: sealed VersionRecord; l: name of the live version
+    ...:credentials           hash    key id -> sealed KeyRecord
+    ...:spent:<budget>        hash    requests, tokens: when (ms) what was spent will have been earned again; lapses
+    ...:running:<budget>      zset    chat calls under way, by the time (ms) when they lapse
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ class Keys:
         self.adapter_ids = self._tag + "adapter_ids"
         self.live = self._tag + "live"
         self.changes = self._tag + "changes"
+        self.credentials = self._tag + "credentials"
 
     def turn(self, turn_id: str) -> str:
         return f"{self._tag}turn:{turn_id}"
@@ -59,6 +63,12 @@ class Keys:
 
     def answers(self, version: str) -> str:
         return f"{self._tag}answers:{version}"
+
+    def spent(self, budget: str) -> str:
+        return f"{self._tag}spent:{budget}"
+
+    def running(self, budget: str) -> str:
+        return f"{self._tag}running:{budget}"
 
     def idempotency(self, rater: str, key: str) -> str:
         return f"{self._tag}idempotency:{rater}:{key}"

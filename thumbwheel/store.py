@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -23,6 +24,7 @@ from redis.backoff import ConstantBackoff
 
 from thumbwheel.errors import SetupError, StoreUnavailable
 from thumbwheel.keys import Keys
+from thumbwheel.secret_files import read_secret
 
 Value = str | bytes | int | float
 Command = tuple[Value, ...]
@@ -69,12 +71,17 @@ class Store:
         self._wait_aof = False
 
     @classmethod
-    async def open(cls, url: str, namespace: str) -> Store:
+    async def open(cls, url: str, namespace: str, password_file: str = "") -> Store:
         """Connects, waits while Redis loads its file, and checks its version.
 
+        Args:
+            password_file: of the user that the URL names; "": the URL says all.
+
         Raises:
-            SetupError: nobody answers there, or it is older than Redis 7.
+            SetupError: nobody answers there, it is older than Redis 7, or the password cannot be read.
         """
+        if password_file:
+            url = _with_password(url, read_secret(password_file, "redis.password_file"))
         try:
             client = _connect(url, ANSWER_SECONDS, _CONNECTIONS)
         except ValueError as error:
@@ -220,6 +227,14 @@ def _refused(error: exceptions.ResponseError) -> bool:
 def _source(name: str) -> tuple[str, str]:
     text = (importlib.resources.files("thumbwheel") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text
+
+
+def _with_password(url: str, password: str) -> str:
+    """The URL with this password, for the user that it names or for the default one."""
+    parts = urlsplit(url)
+    place = parts.netloc.rpartition("@")[2]
+    user = quote(unquote(parts.username or ""), safe="")
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{place}"))
 
 
 def _connect(url: str, timeout: float, connections: int) -> Redis:

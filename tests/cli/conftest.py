@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cli.connection import Services, connect
+from cli.connection import Door, Services, connect
 from server.app import Addresses, serve
 from server.engine import Weights
 from server.engine_scripted import ScriptedEngine
@@ -79,7 +79,7 @@ async def served(tmp_path: Path, redis_url: str, tiny_model: Path) -> AsyncItera
             "data_dir": tmp_path / "data",
             "model": {"path": str(tiny_model)},
             "redis": {"url": redis_url},
-            "server": {"grpc_port": 0, "http_port": 0, "drain": 2},
+            "server": {"grpc_port": 0, "admin_port": 0, "http_port": 0, "drain": 2},
         }
     )
     engine = ScriptedEngine(script=script)
@@ -94,7 +94,7 @@ async def served(tmp_path: Path, redis_url: str, tiny_model: Path) -> AsyncItera
         task.result()
     addresses = ready.result()
     store = await Store.open(redis_url, config.redis.namespace)
-    async with connect(addresses.grpc) as services:
+    async with connect(Door(addresses.grpc, addresses.admin)) as services:
         yield Served(addresses, engine, Registry(store), services, config)
     stop.set()
     await task

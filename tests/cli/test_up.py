@@ -24,7 +24,7 @@ from thumbwheel_client.v1.chat_pb2_grpc import ChatServiceStub
 from thumbwheel_client.v1.feedback_pb2_grpc import FeedbackServiceStub
 
 START_SECONDS = 150
-FREE_PORTS = ("server.grpc_port=0", "server.http_port=0", "learner.http_port=0")
+FREE_PORTS = ("server.grpc_port=0", "server.admin_port=0", "server.http_port=0", "learner.http_port=0")
 SMALL = ("server.threads=1", "learner.threads=1", "server.kv_cache_bytes=67108864", "server.max_sequences=4")
 
 
@@ -200,7 +200,7 @@ def test_kill_9_leaves_no_process(up: Running) -> None:
 def test_server_alone_on_a_named_redis(redis_url: str, tiny_model: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    words = command("serve", tmp_path / "data", sets=(f"server.grpc_port={port}", "server.http_port=0"))
+    words = command("serve", tmp_path / "data", sets=(f"server.grpc_port={port}", *FREE_PORTS[1:]))
     with subprocess.Popen([*words, "--set", f"model.path={tiny_model}"], env=environment(REDIS_URL=redis_url)) as serve:
         options = [("grpc.max_reconnect_backoff_ms", 500)]
         with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:

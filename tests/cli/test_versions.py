@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 async def test_promote_list_and_roll_back(served: Served, thumbwheel: Thumbwheel) -> None:
-    server = ("--server", served.addresses.grpc)
+    server = ("--server", served.addresses.admin)
     await served.publish("v1")
 
     promoted = await thumbwheel("promote", "v1", "--reason", "it is better", *server)
@@ -40,17 +40,17 @@ async def test_all_pages_are_listed(served: Served, thumbwheel: Thumbwheel) -> N
         await served.registry.register(pb.VersionRecord(name=f"old-{number}", state=pb.VERSION_STATE_REJECTED))
     await served.registry.register(pb.VersionRecord(name="under-way", state=pb.VERSION_STATE_TRAINING))
 
-    listed = await thumbwheel("versions", "--server", served.addresses.grpc)
+    listed = await thumbwheel("versions", "--server", served.addresses.admin)
     assert listed.out.count(" rejected ") == 205
     assert "base" in listed.out
     assert "under-way" not in listed.out
-    everything = await thumbwheel("versions", "--training", "--server", served.addresses.grpc)
+    everything = await thumbwheel("versions", "--training", "--server", served.addresses.admin)
     assert everything.out.count(" rejected ") == 205
     assert everything.out.count("under-way") == 1
 
 
 async def test_refusals_are_one_line(served: Served, thumbwheel: Thumbwheel) -> None:
-    server = ("--server", served.addresses.grpc)
+    server = ("--server", served.addresses.admin)
     for arguments, part in ((("promote", "v9"), "v9"), (("rollback",), "thumbwheel: ")):
         refused = await thumbwheel(*arguments, *server)
         assert refused.code == 1

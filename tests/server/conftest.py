@@ -31,6 +31,7 @@ class Running:
 
     addresses: Addresses
     channel: aio.Channel
+    admin: aio.Channel
     chat: chat_pb2_grpc.ChatServiceAsyncStub
     feedback: feedback_pb2_grpc.FeedbackServiceAsyncStub
     models: models_pb2_grpc.ModelServiceAsyncStub
@@ -152,7 +153,7 @@ def settings(tmp_path: Path, redis_url: str, tiny_model: Path) -> Callable[..., 
                 "data_dir": tmp_path / "data",
                 "model": {"path": str(tiny_model)},
                 "redis": {"url": redis_url},
-                "server": {"grpc_port": 0, "http_port": 0, "threads": 2, "drain": 5, **server},
+                "server": {"grpc_port": 0, "admin_port": 0, "http_port": 0, "threads": 2, "drain": 5, **server},
             }
         )
 
@@ -190,15 +191,16 @@ def run_server() -> RunServer:
         if task.done():
             task.result()
         addresses = ready.result()
-        async with aio.insecure_channel(addresses.grpc) as channel:
+        async with aio.insecure_channel(addresses.grpc) as channel, aio.insecure_channel(addresses.admin) as admin:
             try:
                 yield Running(
                     addresses,
                     channel,
+                    admin,
                     chat_pb2_grpc.ChatServiceStub(channel),
                     feedback_pb2_grpc.FeedbackServiceStub(channel),
-                    models_pb2_grpc.ModelServiceStub(channel),
-                    rollout_pb2_grpc.RolloutServiceStub(channel),
+                    models_pb2_grpc.ModelServiceStub(admin),
+                    rollout_pb2_grpc.RolloutServiceStub(admin),
                     stop,
                     task,
                 )

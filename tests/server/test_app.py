@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import REGISTRY
 
-from server.app import SERVICES, serve
+from server.app import ADMIN_SERVICES, PUBLIC_SERVICES, SERVICES, serve
 from server.engine_scripted import ScriptedEngine
 from thumbwheel.config import Config
 from thumbwheel.errors import EngineDead, SetupError
@@ -63,7 +63,7 @@ async def test_an_address_on_the_network_is_refused_before_anything_starts(setti
         await serve(settings(host="0.0.0.0"), asyncio.Event(), start_engine=no_engine)
 
 
-@pytest.mark.parametrize("which", ["grpc_port", "http_port"])
+@pytest.mark.parametrize("which", ["grpc_port", "admin_port", "http_port"])
 async def test_a_taken_port_is_said_before_the_engine_starts(settings: MakeConfig, which: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -100,15 +100,16 @@ async def test_health_and_probes_say_that_it_serves(settings: MakeConfig, run_se
 @pytest.mark.parametrize("on", [True, False])
 async def test_reflection_follows_its_setting(settings: MakeConfig, run_server: Any, on: bool) -> None:
     async with run_server(settings(reflection=on), ScriptedEngine()) as server:
-        stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
-        call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
-        if on:
-            names = {service.name for service in (await call.read()).list_services_response.service}
-            assert names >= {*SERVICES, "grpc.health.v1.Health"}
-        else:
-            with pytest.raises(aio.AioRpcError) as refusal:
-                await call.read()
-            assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        for channel, services in ((server.channel, PUBLIC_SERVICES), (server.admin, ADMIN_SERVICES)):
+            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+            call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+            if on:
+                names = {service.name for service in (await call.read()).list_services_response.service}
+                assert names == {*services, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+            else:
+                with pytest.raises(aio.AioRpcError) as refusal:
+                    await call.read()
+                assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_draining_finishes_answers_and_takes_no_new_ones(
@@ -214,6 +215,7 @@ async def process(config: Config, *extra: str) -> AsyncIterator[asyncio.subproce
         f"model.path={config.model.path}",
         f"redis.url={config.redis.url}",
         "server.grpc_port=0",
+        "server.admin_port=0",
         "server.http_port=0",
         "server.threads=2",
         "server.kv_cache_bytes=67108864",

@@ -52,6 +52,23 @@ async def crowd(
     await engine.unload(last.adapter_id)
 
 
+async def test_a_tenant_does_not_profit_from_what_another_asked(engine: Engine) -> None:
+    """Else the time to an answer's beginning would tell what others have asked."""
+    prompt = engine.render([("user", f"A long question that nobody has asked before, {next(numbers)}. " * 20)])
+
+    def cached() -> float:
+        return next(s.value for m in REGISTRY.collect() for s in m.samples if s.name == "vllm:prefix_cache_hits_total")
+
+    async def ask(tenant: str) -> float:
+        before = cached()
+        request = f"tenant-{next(numbers)}"
+        async for _ in engine.generate(request, prompt, SamplingSpec(2, 0.0, 1.0, (), 1), 1, BASE, tenant=tenant):
+            pass
+        return cached() - before
+
+    assert [await ask(tenant) > 0 for tenant in ("acme", "other", "acme", "other")] == [False, False, True, True]
+
+
 async def sample(
     engine: Engine, prompt: str, weights: Weights, temperature: float = 0.0, top_p: float = 1.0, max_tokens: int = 24
 ) -> tuple[list[int], list[float]]:

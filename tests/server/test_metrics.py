@@ -27,6 +27,8 @@ EXPECTED = {
     "thumbwheel_queued_answers": "gauge",
     "thumbwheel_running_answers": "gauge",
     "thumbwheel_revoked_rollouts": "counter",
+    "thumbwheel_limited_calls": "counter",
+    "thumbwheel_refused_callers": "counter",
     "thumbwheel_live_version_info": "gauge",
     "thumbwheel_swaps": "counter",
     "thumbwheel_swap_seconds": "histogram",

