@@ -23,11 +23,13 @@ from thumbwheel.secret_files import client_pem, read_secret
 from thumbwheel_client.v1.chat_pb2_grpc import ChatServiceStub
 from thumbwheel_client.v1.feedback_pb2_grpc import FeedbackServiceStub
 from thumbwheel_client.v1.models_pb2_grpc import ModelServiceStub
+from thumbwheel_client.v1.privacy_pb2_grpc import PrivacyServiceStub
 
 if TYPE_CHECKING:
     from thumbwheel_client.v1.chat_pb2_grpc import ChatServiceAsyncStub
     from thumbwheel_client.v1.feedback_pb2_grpc import FeedbackServiceAsyncStub
     from thumbwheel_client.v1.models_pb2_grpc import ModelServiceAsyncStub
+    from thumbwheel_client.v1.privacy_pb2_grpc import PrivacyServiceAsyncStub
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 DEFAULT_ADMIN = "127.0.0.1:50052"
@@ -128,6 +130,7 @@ class Services:
     chat: ChatServiceAsyncStub
     feedback: FeedbackServiceAsyncStub
     models: ModelServiceAsyncStub
+    privacy: PrivacyServiceAsyncStub
 
     def identity(self, user: str) -> Metadata:
         return self.door.identity(user)
@@ -137,7 +140,13 @@ class Services:
 async def connect(door: Door) -> AsyncIterator[Services]:
     """Nothing is sent before the first call."""
     async with _channel(door, door.public) as public, _channel(door, door.admin) as admin:
-        yield Services(door, ChatServiceStub(public), FeedbackServiceStub(public), ModelServiceStub(admin))
+        yield Services(
+            door,
+            ChatServiceStub(public),
+            FeedbackServiceStub(public),
+            ModelServiceStub(admin),
+            PrivacyServiceStub(admin),
+        )
 
 
 def _channel(door: Door, address: str) -> grpc.aio.Channel:

@@ -18,6 +18,7 @@ COMMANDS = {
     "promote": ("cli.versions:promote", "Makes a version live."),
     "rollback": ("cli.versions:rollback", "Takes the live version back."),
     "keys": ("cli.keys:keys", "Makes, lists and revokes the keys that callers need."),
+    "erase": ("cli.erase:erase", "Removes a person's turns and votes."),
     "doctor": ("cli.doctor:doctor", "Looks at everything that has to be right, and says what to mend."),
     "export": ("cli.export:export", "Writes turns with their votes as lines of JSON."),
     "simulate": ("cli.simulate:simulate", "Lets simulated raters with a taste chat and vote."),

@@ -32,6 +32,7 @@ from learner.rollouts import Rollouts
 from thumbwheel import artifacts
 from thumbwheel.config import Config
 from thumbwheel.credentials import scrapers
+from thumbwheel.erasure import Erasure
 from thumbwheel.errors import LeaseLost, SetupError, StoreUnavailable, ThumbwheelError
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.lease import Lease
@@ -124,6 +125,7 @@ def _build(settings: Config, store: Store, lease: Lease, rollouts: Rollouts) -> 
         turns=TurnLog(store, settings.turn_log),
         feedback=FeedbackLog(store, settings.feedback),
         registry=registry,
+        erasure=Erasure(store),
         lease=lease,
         policy=Policy(folder, settings.learner.lora, settings.learner.seed),
         features=FeatureCache(settings.learner.reward_model.window),

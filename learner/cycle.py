@@ -31,7 +31,8 @@ from learner.reward_model import RewardModel, fit
 from learner.rollouts import Rollouts
 from learner.trial import Trial
 from thumbwheel import config
-from thumbwheel.errors import Conflict, TrainingDiverged
+from thumbwheel.erasure import Erasure
+from thumbwheel.errors import Conflict, PersonErased, TrainingDiverged
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.lease import Lease
 from thumbwheel.registry import Registry
@@ -71,6 +72,7 @@ class Wheel:
     turns: TurnLog
     feedback: FeedbackLog
     registry: Registry
+    erasure: Erasure
     lease: Lease
     policy: Policy
     features: FeatureCache
@@ -130,6 +132,7 @@ class Wheel:
         )
 
     async def _learn(self, batch: pb.BatchManifest) -> Outcome:
+        began = int(time.time() * 1000)
         data, fresh = await self._collect(batch)
         train = data.part(lambda answer: not self._held_out(answer))
         least = self.settings.reward_model.min_votes
@@ -171,6 +174,10 @@ class Wheel:
             )
             if verdict.passed:
                 break
+        # In this order: an erasure that comes after the look is told of this version, and one before it ends the cycle.
+        await self.erasure.note_learned(candidate.name, data.raters)
+        if await self.erasure.erased_since(data.raters, began):
+            raise PersonErased(f"somebody was erased whose votes {candidate.name} has learned from")
         version = await self.registry.set_state(candidate.name, pb.VERSION_STATE_CANDIDATE, verdict.reasons)
         name = "released" if verdict.passed else "rejected"
         return Outcome(name, verdict.reasons, version, measured | verdict.metrics)

@@ -67,6 +67,11 @@ class Dataset:
     def votes(self) -> float:
         return len(self.labels) + sum(pair.share for pair in self.pairs)
 
+    @property
+    def raters(self) -> set[str]:
+        """Whose votes these are."""
+        return {label.rater for label in self.labels} | {pair.rater for pair in self.pairs}
+
     def part(self, keep: Callable[[Answer], bool]) -> Dataset:
         """The votes on the answers that `keep` accepts; answers stay in place."""
         kept = [keep(answer) for answer in self.answers]

@@ -20,6 +20,7 @@ from thumbwheel.store import Store
 from thumbwheel_client.v1.record_pb2 import (
     SCOPE_ADMIN,
     SCOPE_CHAT,
+    SCOPE_ERASE,
     SCOPE_LEARNER,
     SCOPE_RATE,
     KeyRecord,
@@ -42,6 +43,7 @@ SCOPES: Mapping[str, Scope.ValueType] = {
     "/thumbwheel.v1.ModelService/Rollback": SCOPE_ADMIN,
     "/thumbwheel.v1.ModelService/WatchVersions": SCOPE_ADMIN,
     "/thumbwheel.v1.RolloutService/Rollout": SCOPE_LEARNER,
+    "/thumbwheel.v1.PrivacyService/Erase": SCOPE_ERASE,
 }
 
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -161,7 +163,7 @@ class KeyAccess:
         credential = bearer(sent[0])
         if self._tokens is not None and not credential.startswith("tw_"):
             token = await self._tokens.check(credential)
-            rater = self._identity.rater(token.user)
+            rater = self._identity.rater(token.user, token.issuer)
             return Caller(rater, token.tenant, scopes_named(token.scopes), f"user:{rater}", self._limits)
         return self._by_key(await self._keys.check(credential))
 

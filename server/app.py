@@ -33,6 +33,7 @@ from server.health import Health
 from server.identity import Identity, rater_secret
 from server.limits import Budgets
 from server.models import ModelService
+from server.privacy import PrivacyService, forget_with
 from server.rollout import RolloutService
 from server.rpc_errors import Boundary
 from server.tls import server_credentials
@@ -40,6 +41,7 @@ from server.turns import Turns
 from server.versions import Versions
 from thumbwheel.config import Config
 from thumbwheel.credentials import scrapers
+from thumbwheel.erasure import Erasure
 from thumbwheel.errors import SetupError
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.metrics_http import MetricsHttp
@@ -47,12 +49,12 @@ from thumbwheel.perimeter import CertificateFiles, require_closed
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
 from thumbwheel.turn_log import TurnLog
-from thumbwheel_client.v1 import chat_pb2_grpc, feedback_pb2_grpc, models_pb2_grpc, rollout_pb2_grpc
+from thumbwheel_client.v1 import chat_pb2_grpc, feedback_pb2_grpc, models_pb2_grpc, privacy_pb2_grpc, rollout_pb2_grpc
 
 log = logging.getLogger("thumbwheel.server")
 
 PUBLIC_SERVICES = ("thumbwheel.v1.ChatService", "thumbwheel.v1.FeedbackService")
-ADMIN_SERVICES = ("thumbwheel.v1.ModelService", "thumbwheel.v1.RolloutService")
+ADMIN_SERVICES = ("thumbwheel.v1.ModelService", "thumbwheel.v1.RolloutService", "thumbwheel.v1.PrivacyService")
 SERVICES = PUBLIC_SERVICES + ADMIN_SERVICES
 
 OPTIONS = [
@@ -131,6 +133,7 @@ class Server:
         self._store = store
         self._engine = engine
         self._turn_log = TurnLog(store, config.turn_log)
+        self._erasure = Erasure(store)
         self.versions = Versions(engine, registry, config)
         self._health = Health(SERVICES)
         self._boundary = Boundary(config.server.default_deadline, access)
@@ -149,6 +152,7 @@ class Server:
         rollout_pb2_grpc.add_RolloutServiceServicer_to_server(
             RolloutService(engine, self.versions, admission, config.server), self._admin
         )
+        privacy_pb2_grpc.add_PrivacyServiceServicer_to_server(PrivacyService(self._erasure, identity), self._admin)
         for grpc_server, services in ((self._public, PUBLIC_SERVICES), (self._admin, ADMIN_SERVICES)):
             health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, grpc_server)
             if config.server.reflection and security.auth == "off":
@@ -210,6 +214,7 @@ class Server:
             asyncio.create_task(self.versions.follow(), name="follow-versions"),
             asyncio.create_task(self._turn_log.run(), name="turn-log"),
             asyncio.create_task(self._health.watch(self._engine), name="watch-engine"),
+            asyncio.create_task(forget_with(self._erasure, self._engine), name="forget"),
         ]
         stopped = asyncio.create_task(stop.wait(), name="stop")
         try:

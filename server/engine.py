@@ -112,6 +112,13 @@ class Engine(Protocol):
     async def unload(self, adapter_id: int) -> None:
         """Frees the adapter's slot; nothing happens if it is not loaded."""
 
+    async def forget_prompts(self) -> None:
+        """Empties the prefix cache. Running answers go on, once their prompts have been read again.
+
+        Raises:
+            EngineDead: the engine is gone.
+        """
+
     async def check(self) -> None:
         """
         Raises:

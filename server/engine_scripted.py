@@ -40,6 +40,7 @@ class ScriptedEngine:
     ) -> None:
         self.running: set[str] = set()
         self.loaded: dict[int, Weights] = {}
+        self.forgotten = 0
         self.resume = asyncio.Event()
         self.resume.set()
         self._max_context = max_context
@@ -132,6 +133,10 @@ class ScriptedEngine:
         """From now on this engine behaves like one whose process is gone."""
         self._dead = True
         self.resume.set()
+
+    async def forget_prompts(self) -> None:
+        await self.check()
+        self.forgotten += 1
 
     async def check(self) -> None:
         if self._dead:

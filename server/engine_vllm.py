@@ -302,6 +302,14 @@ class VllmEngine:
         if self._loaded.pop(adapter_id, None) is not None:
             await self._llm.remove_lora(adapter_id)
 
+    async def forget_prompts(self) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self._llm.reset_prefix_cache(reset_running_requests=True)
+        except EngineDeadError as error:
+            raise EngineDead("the engine's process is gone") from error
+
     async def check(self) -> None:
         if self._closed or self._llm.errored:
             raise EngineDead("the engine's process is gone")

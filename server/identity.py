@@ -18,9 +18,14 @@ class Identity:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def rater(self, user: str) -> str:
-        """32 hex digits that stay the same for the same user and secret."""
-        return hmac.digest(self._secret, b"rater\0" + user.encode(), "sha256").hex()[:32]
+    def rater(self, user: str, issuer: str = "") -> str:
+        """32 hex digits that stay the same for the same user and secret.
+
+        Args:
+            issuer: of the user's tokens; the same name of two issuers is two people. "": the user of a key.
+        """
+        name = f"{issuer}\0{user}" if issuer else user
+        return hmac.digest(self._secret, b"rater\0" + name.encode(), "sha256").hex()[:32]
 
 
 def rater_secret(folder: Path) -> bytes:

@@ -24,9 +24,10 @@ FETCH_SECONDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a valid token says. `user` is unique to its issuer; `scopes` are those that tokens may give."""
+    """What a valid token says. `scopes` are those that tokens may give."""
 
     user: str
+    issuer: str
     tenant: str
     scopes: frozenset[str]
 
@@ -62,7 +63,7 @@ class Tokens:
             raise NotAuthenticated(f"this token is not valid: {error}") from error
         subject, tenant, scope = claims["sub"], claims.get("tenant", ""), claims.get("scope", "")
         given = frozenset(scope.split() if isinstance(scope, str) else ())
-        return Token(f"{self._issuer}\0{subject}", f"{self._issuer}\0{tenant or subject}", given & self._scopes)
+        return Token(subject, self._issuer, f"{self._issuer}\0{tenant or subject}", given & self._scopes)
 
     def _claims(self, token: str) -> dict[str, Any]:
         claims: dict[str, Any] = jwt.decode(

@@ -13,6 +13,7 @@ ThumbwheelError                what was wrong and what to do, in one message for
 ├── AdapterRefused             an adapter that must not reach the engine
 ├── EngineDead                 the engine's process is gone; the server must be started anew
 ├── LeaseLost                  another learner leads; nothing was committed
+├── PersonErased               somebody whose votes a cycle has learned from was erased meanwhile; it starts anew
 ├── TrainingDiverged           a loss or gradient is not finite; nothing of this cycle is released
 └── SetupError                 configuration, disk, port, model or Redis: cannot start
 """
@@ -87,6 +88,10 @@ class EngineDead(ThumbwheelError):
 
 class LeaseLost(ThumbwheelError):
     """The fencing token is no longer the newest."""
+
+
+class PersonErased(ThumbwheelError):
+    """What was learned from somebody who is to be forgotten must not go live."""
 
 
 class TrainingDiverged(ThumbwheelError):

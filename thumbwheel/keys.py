@@ -9,6 +9,7 @@ run on a cluster.
     ...:turns                 zset    turns without a vote, by time (ms)
     ...:rated                 zset    turns with a current vote, by time (ms)
     ...:rated_by:<rater>      zset    the same, of one rater
+    ...:owned_by:<rater>      zset    all turns of who asked, by time (ms)
     ...:answers:<version>     zset    the latest turns that a version answered, by time (ms); lapses with the turns
     ...:idempotency:<rater>:<key>  string  digest of the content, a space, event id; lapses
     ...:votes                 stream  v: sealed VoteEvent; consumer group "learner"
@@ -23,6 +24,9 @@ run on a cluster.
     ...:adapter_ids           string  the newest adapter id
     ...:live                  string  names of the live version and of those that were live before it, newest first
     ...:changes               stream  v: sealed VersionRecord; l: name of the live version
+    ...:erased                hash    rater -> when (ms) the person was erased; what is older is not kept
+    ...:erasures              string  how many there were
+    ...:learned:<rater>       set     names of versions that learned from the person
     ...:credentials           hash    key id -> sealed KeyRecord
     ...:spent:<budget>        hash    requests, tokens: when (ms) what was spent will have been earned again; lapses
     ...:running:<budget>      zset    chat calls under way, by the time (ms) when they lapse
@@ -50,6 +54,8 @@ class Keys:
         self.adapter_ids = self._tag + "adapter_ids"
         self.live = self._tag + "live"
         self.changes = self._tag + "changes"
+        self.erased = self._tag + "erased"
+        self.erasures = self._tag + "erasures"
         self.credentials = self._tag + "credentials"
 
     def turn(self, turn_id: str) -> str:
@@ -63,6 +69,12 @@ class Keys:
 
     def answers(self, version: str) -> str:
         return f"{self._tag}answers:{version}"
+
+    def owned_by(self, rater: str) -> str:
+        return f"{self._tag}owned_by:{rater}"
+
+    def learned(self, rater: str) -> str:
+        return f"{self._tag}learned:{rater}"
 
     def spent(self, budget: str) -> str:
         return f"{self._tag}spent:{budget}"

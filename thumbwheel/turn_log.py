@@ -64,11 +64,11 @@ class TurnLog:
         """Keeps one answer. Never raises for an absent store, and never waits longer than ANSWER_SECONDS for it."""
         if not self._buffer:
             try:
-                await self._write(turn, response)
+                kept = await self._write(turn, response)
             except StoreUnavailable as error:
                 log.warning("store_away", extra={"error": str(error)})
             else:
-                return chat_pb2.LOG_STATUS_LOGGED
+                return chat_pb2.LOG_STATUS_LOGGED if kept else chat_pb2.LOG_STATUS_NOT_LOGGED
         # While something waits, the store is known to be away: only the first answer finds out by waiting for it.
         if len(self._buffer) >= self._settings.buffer:
             self.lost += 1
@@ -163,7 +163,8 @@ class TurnLog:
             log.info("turns_dropped", extra={"turns": dropped})
         return dropped
 
-    async def _write(self, turn: TurnRecord, response: ResponseRecord) -> None:
+    async def _write(self, turn: TurnRecord, response: ResponseRecord) -> bool:
+        """False: whoever asked has been erased since."""
         if not 0 <= response.index < MAX_ANSWERS:
             raise ValueError(f"answer index {response.index} is not 0 to {MAX_ANSWERS - 1}")
         keys = self._store.keys
@@ -179,10 +180,13 @@ class TurnLog:
             int(self._settings.max_age_days * _DAY_MS),
             response.spans[0].version if response.spans else "",
         ]
-        names = [keys.turn(turn.turn_id), keys.turns, keys.rated, *(keys.answers(name) for name in sorted(versions))]
+        names = [
+            keys.turn(turn.turn_id), keys.turns, keys.rated, keys.owned_by(turn.owner), keys.erased,
+            *(keys.answers(name) for name in sorted(versions)),
+        ]  # fmt: skip
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await self._store.script("append_turn", names, args)
+                return bool(await self._store.script("append_turn", names, args))
         except TimeoutError as error:
             raise StoreUnavailable("the store did not answer in time") from error
 
@@ -217,7 +221,8 @@ class TurnLog:
         for name, (owner, last) in zip(names, facts, strict=True):
             if trained_below is not None and last is not None and StreamId.parse(last) >= trained_below:
                 continue
-            touched = [index, keys.turn(name), keys.current(name), keys.rated_by((owner or b"").decode())]
+            person = (owner or b"").decode()
+            touched = [index, keys.turn(name), keys.current(name), keys.rated_by(person), keys.owned_by(person)]
             dropped += await self._store.script("drop_turn", touched, [name, last or b""])
         return dropped
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.connection import identity
 from thumbwheel_client.v1 import chat_pb2, feedback_pb2
 from thumbwheel_client.v1 import record_pb2 as pb
 
@@ -18,12 +17,12 @@ async def ask(served: Served, user: str, text: str, n: int = 1) -> chat_pb2.Chat
     request = chat_pb2.ChatRequest(
         input=chat_pb2.ChatInput(messages=[pb.Message(role=pb.ROLE_USER, content=text)], n=n)
     )
-    return await served.services.chat.Chat(request, metadata=identity(user))
+    return await served.services.chat.Chat(request, metadata=served.services.identity(user))
 
 
 async def rate(served: Served, user: str, key: str, response_id: str = "", **vote: Any) -> None:
     request = feedback_pb2.RateRequest(response_id=response_id, idempotency_key=key, **vote)
-    await served.services.feedback.Rate(request, metadata=identity(user))
+    await served.services.feedback.Rate(request, metadata=served.services.identity(user))
 
 
 def files(folder: Path) -> list[str]:

@@ -21,6 +21,8 @@ from learner.publish import Publisher
 from learner.rollouts import Sampled
 from thumbwheel import artifacts
 from thumbwheel.config import Config, load
+from thumbwheel.erasure import Erasure
+from thumbwheel.errors import PersonErased
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.lease import Lease
 from thumbwheel.records import now
@@ -119,6 +121,7 @@ async def make(redis_url: str, tmp_path: Path, policy: Policy) -> AsyncIterator[
             turns=TurnLog(store, config.turn_log),
             feedback=FeedbackLog(store, config.feedback),
             registry=registry,
+            erasure=Erasure(store),
             lease=lease,
             policy=policy,
             features=FeatureCache(100),
@@ -282,6 +285,33 @@ async def test_a_killed_cycle_is_repeated_with_the_same_votes_and_makes_the_same
     assert record.batch.cycle_id == "cycle-1"
     assert again.rollouts.asked[0].split("-")[1] in staged[0]  # the name ends in the digest of the weights
     assert await again.wheel.stream.waiting() == 5
+
+
+async def test_who_is_erased_during_a_cycle_is_not_learned_from(
+    make: Callable[..., Awaitable[Bench]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = await make()
+    await bench.votes(60)
+    sample = bench.rollouts.sample
+
+    async def erase_first(*args: Any, **more: Any) -> Any:
+        monkeypatch.setattr(bench.rollouts, "sample", sample)
+        await bench.wheel.erasure.erase("owner")
+        return await sample(*args, **more)
+
+    monkeypatch.setattr(bench.rollouts, "sample", erase_first)
+    with pytest.raises(PersonErased):
+        await bench.wheel.turn()
+    assert (await bench.wheel.registry.live()).name == "base"
+    record = await bench.wheel.turn()
+    assert (record.batch.cycle_id, record.outcome) == ("cycle-1", "too_few_votes")
+
+
+async def test_a_released_version_is_listed_to_whom_it_learned_from(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make()
+    await bench.votes(60)
+    record = await bench.wheel.turn()
+    assert (await bench.wheel.erasure.erase("owner")).versions == (record.version,)
 
 
 async def test_what_operators_chose_meanwhile_stands(make: Callable[..., Awaitable[Bench]]) -> None:

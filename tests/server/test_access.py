@@ -25,6 +25,8 @@ from thumbwheel_client.v1 import (
     feedback_pb2,
     models_pb2,
     models_pb2_grpc,
+    privacy_pb2,
+    privacy_pb2_grpc,
     record_pb2,
     rollout_pb2,
 )
@@ -117,6 +119,9 @@ def calls(server: Any) -> dict[str, Callable[[Metadata], Any]]:
         ),
         "/thumbwheel.v1.ModelService/Rollback": lambda m: models.Rollback(models_pb2.RollbackRequest(), metadata=m),
         "/thumbwheel.v1.ModelService/WatchVersions": stream(models.WatchVersions, models_pb2.WatchVersionsRequest()),
+        "/thumbwheel.v1.PrivacyService/Erase": lambda m: privacy_pb2_grpc.PrivacyServiceStub(server.admin).Erase(
+            privacy_pb2.EraseRequest(user="nobody"), metadata=m
+        ),
         "/thumbwheel.v1.RolloutService/Rollout": stream(server.rollout.Rollout, rollout),
     }
 

@@ -69,6 +69,34 @@ async def test_a_tenant_does_not_profit_from_what_another_asked(engine: Engine) 
     assert [await ask(tenant) > 0 for tenant in ("acme", "other", "acme", "other")] == [False, False, True, True]
 
 
+async def test_forgetting_prompts_cuts_no_answer_and_leaves_no_trace(engine: Engine, adapters: list[Weights]) -> None:
+    """With streams of the base and of adapters under way, it is as if nothing had been; only the cache is empty."""
+    crowd = [BASE, adapters[0], BASE, adapters[1]]
+    undisturbed = [await sample(engine, prompt, who, max_tokens=64) for prompt, who in zip(PROMPTS, crowd, strict=True)]
+    begun = asyncio.Event()
+
+    async def stream(prompt: str, weights: Weights) -> tuple[list[int], list[float]]:
+        ids, logprobs = [], []
+        chunks = engine.generate(
+            f"forget-{next(numbers)}", engine.render([("user", prompt)]), SamplingSpec(64, 0.0, 1.0, (), 11), 1, weights
+        )
+        async for chunk in chunks:
+            ids += chunk.token_ids
+            logprobs += chunk.logprobs
+            if len(ids) >= 8:
+                begun.set()
+        return ids, logprobs
+
+    running = [asyncio.create_task(stream(prompt, who)) for prompt, who in zip(PROMPTS, crowd, strict=True)]
+    await begun.wait()
+    for _ in range(3):
+        await engine.forget_prompts()
+    for (ids, logprobs), (whole_ids, whole_logprobs) in zip(await asyncio.gather(*running), undisturbed, strict=True):
+        assert ids == whole_ids
+        assert logprobs == pytest.approx(whole_logprobs, abs=1e-4)
+    assert not any(task.cancelled() for task in running)
+
+
 async def sample(
     engine: Engine, prompt: str, weights: Weights, temperature: float = 0.0, top_p: float = 1.0, max_tokens: int = 24
 ) -> tuple[list[int], list[float]]:

@@ -60,7 +60,7 @@ async def test_a_good_token_tells_user_tenant_and_scopes(jwks: Path) -> None:
     assert found.scopes == {"chat", "rate"}, "what tokens may not give stays out"
     other_issuer = Tokens(settings_of(str(jwks), jwt_issuer="https://else"))
     foreign = await other_issuer.check(token(lambda claims: claims.update(iss="https://else")))
-    assert found.user != foreign.user, "the same name of two issuers is two people"
+    assert (found.user, found.issuer) != (foreign.user, foreign.issuer), "the same name of two issuers is two people"
     shared = [
         await tokens.check(token(lambda claims, name=name: claims.update(sub=name, tenant="acme")))
         for name in ("ada", "bob")
