@@ -206,7 +206,7 @@ class Ppo(Section):
     """Price of a nat of KL to the reference, where a vote is worth from -1 to 1."""
     anchor_coef: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the KL to the base on its own answers to plain questions; 0 lets what is not rated drift."""
-    kl_budget: Annotated[float, Field(gt=0)] = 4.5
+    kl_budget: Annotated[float, Field(gt=0)] = 5.0
     """KL to the reference, in nats per answer, at which a cycle stops and takes the last step back."""
     vote_weight: Share = 0.5
     """Share of a person's own vote in the reward of an answer that has one; the rest is the reward model's."""
