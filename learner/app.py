@@ -82,6 +82,7 @@ async def run_once(settings: Config) -> pb.CycleRecord:
 
 @contextlib.asynccontextmanager
 async def _wheel(settings: Config) -> AsyncIterator[Wheel]:
+    _check_setup(settings)
     _yield_to_the_engine(settings)
     _stop_on_sigterm()
     async with contextlib.AsyncExitStack() as stack:
@@ -89,7 +90,6 @@ async def _wheel(settings: Config) -> AsyncIterator[Wheel]:
         stack.push_async_callback(store.close)
         built = threading.Event()
         host, port = settings.learner.http_host, settings.learner.http_port
-        require_closed(host, settings.security, "learner.http_host")
         http = stack.enter_context(
             MetricsHttp(
                 host,
@@ -107,6 +107,19 @@ async def _wheel(settings: Config) -> AsyncIterator[Wheel]:
         metrics.stage("waiting")
         log.info("ready", extra={"http": f"{host}:{http.port}", "server": _server(settings)})
         yield wheel
+
+
+def _check_setup(settings: Config) -> None:
+    """
+    Raises:
+        SetupError: what would end a cycle in its middle, or open a door to everybody.
+    """
+    require_closed(settings.learner.http_host, settings.security, "learner.http_host")
+    if settings.security.auth != "off" and not settings.client.key_file:
+        raise SetupError(
+            "client.key_file is empty, and the server asks for keys: name a file with one that has the scope learner\n"
+            "  thumbwheel keys add learner --scope learner > learner.key; chmod 600 learner.key"
+        )
 
 
 def _build(settings: Config, store: Store, lease: Lease, rollouts: Rollouts) -> Wheel:
@@ -128,7 +141,7 @@ def _build(settings: Config, store: Store, lease: Lease, rollouts: Rollouts) -> 
         erasure=Erasure(store),
         lease=lease,
         policy=Policy(folder, settings.learner.lora, settings.learner.seed),
-        features=FeatureCache(settings.learner.reward_model.window),
+        features=FeatureCache(),
         rollouts=rollouts,
         publisher=Publisher(registry, settings.artifact_root, artifacts.model_digest(folder)),
         competence=Competence(rollouts, render),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,11 +15,12 @@ PART = 64
 
 
 class FeatureCache:
-    """Keeps the features of the `capacity` answers used last; 2 KiB each for a hidden size of 576."""
+    """Keeps the features of the answers that were asked for last, and of no others: who was erased is forgotten here
+    too. 2 KiB each for a hidden size of 576.
+    """
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._known: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+    def __init__(self) -> None:
+        self._known: dict[str, NDArray[np.float32]] = {}
 
     async def of(
         self, answers: Sequence[Answer], policy: Policy, progress: Callable[[float], None]
@@ -32,9 +32,5 @@ class FeatureCache:
             rows = await asyncio.to_thread(policy.features, [(a.prompt_ids, a.answer_ids) for a in part])
             self._known.update((answer.key, row) for answer, row in zip(part, rows, strict=True))
             progress((start + len(part)) / len(missing))
-        for answer in answers:
-            self._known.move_to_end(answer.key)
-        found = np.stack([self._known[answer.key] for answer in answers]).astype(np.float64)
-        while len(self._known) > max(self._capacity, len(answers)):
-            self._known.popitem(last=False)
-        return found
+        self._known = {answer.key: self._known[answer.key] for answer in answers}
+        return np.stack([self._known[answer.key] for answer in answers]).astype(np.float64)

@@ -16,7 +16,7 @@ from server.engine import Engine, SamplingSpec, Weights
 from server.sampling import SEED_RANGE, sampling_of
 from server.streams import stream
 from server.turns import REASONS
-from server.versions import Versions
+from server.versions import Reach, Versions
 from thumbwheel import config
 from thumbwheel.errors import InvalidInput
 from thumbwheel_client.v1 import rollout_pb2, rollout_pb2_grpc
@@ -69,7 +69,7 @@ class RolloutService(rollout_pb2_grpc.RolloutServiceServicer):
     async def _run(self, request: rollout_pb2.RolloutRequest, sampling: SamplingSpec, emit: Emit) -> None:
         n = request.n or 1
         # Held for the whole call: the version stays loaded between samples.
-        async with self._versions.use(request.version, training=True) as weights:
+        async with self._versions.use(request.version, Reach.LEARNER) as weights:
             try:
                 async with asyncio.TaskGroup() as samples:
                     for index, prompt in enumerate(request.prompts):

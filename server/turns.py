@@ -24,7 +24,7 @@ from server.limits import Budgets, Spending
 from server.question import Question
 from server.sampling import sampling_message
 from server.streams import stream
-from server.versions import Versions
+from server.versions import Reach, Versions
 from thumbwheel.errors import InvalidInput
 from thumbwheel.records import now, response_id
 from thumbwheel.turn_log import TurnLog
@@ -110,12 +110,13 @@ class Turns:
     async def _run(self, question: Question, caller: Caller, spending: Spending, emit: Callable[[Event], None]) -> None:
         arrived = time.monotonic()
         writes: list[asyncio.Task[None]] = []
+        reach = Reach.OPERATORS if record_pb2.SCOPE_ADMIN in caller.scopes else Reach.PEOPLE
         with await self._admission.chat(question.n) as places:
             turn = _turn_record(question, caller.rater)
             # The version is read after the wait, so a call that queued across a swap is answered by the new one.
             async with AsyncExitStack() as held:
                 try:
-                    weights = await held.enter_async_context(self._versions.use(question.version))
+                    weights = await held.enter_async_context(self._versions.use(question.version, reach))
                 except InvalidInput as error:
                     raise InvalidInput("input.version", error.message) from error
                 answers = [Answer(turn.turn_id, index, weights.name) for index in range(question.n)]

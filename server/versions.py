@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from thumbwheel.errors import (
 )
 from thumbwheel.registry import BASE, Registry
 from thumbwheel_client.v1.record_pb2 import (
+    VERSION_STATE_CANDIDATE,
     VERSION_STATE_REJECTED,
     VERSION_STATE_TRAINING,
     VersionRecord,
@@ -45,6 +47,17 @@ log = logging.getLogger("thumbwheel.versions")
 
 RETRY_SECONDS = 0.5
 """Between tries of a swap that the store or the lack of a place holds up."""
+
+
+class Reach(IntEnum):
+    """Which versions a call may use, each level with those before it."""
+
+    PEOPLE = 0
+    """Versions that serve, or have served."""
+    OPERATORS = 1
+    """Those that are finished."""
+    LEARNER = 2
+    """Those of a cycle under way."""
 
 
 @dataclass
@@ -134,20 +147,20 @@ class Versions:
             await self._moved.wait_for(lambda: self._live == name)
 
     @asynccontextmanager
-    async def use(self, name: str | None = None, *, training: bool = False) -> AsyncIterator[Weights]:
+    async def use(self, name: str | None = None, reach: Reach = Reach.OPERATORS) -> AsyncIterator[Weights]:
         """Holds a version in the engine for as long as the context lasts; loads it first where needed.
 
         Args:
             name: None means the live one, which never waits.
-            training: also versions of a cycle under way, which people never see.
+            reach: what may be used.
 
         Raises:
             NotFound: no such version.
-            InvalidInput: it was rejected, or is still training.
+            InvalidInput: it was rejected, or is beyond `reach`.
             AdapterRefused: its files must not reach the engine.
             Overloaded: every place is in use.
         """
-        place = self._places[self._live] if name is None else await self._find(name, training)
+        place = self._places[self._live] if name is None else await self._find(name, reach)
         place.users += 1
         try:
             if place.loaded is not None:
@@ -163,7 +176,7 @@ class Versions:
         name, started = self._target, time.monotonic()
         while True:
             try:
-                async with self.use(name, training=True):
+                async with self.use(name, Reach.LEARNER):
                     if name != self._live:
                         await self._point(name)
                         metrics.SWAPS.labels("moved").inc()
@@ -203,13 +216,13 @@ class Versions:
         if place is not None:
             place.state = record.state
 
-    async def _find(self, name: str, training: bool) -> Place:
+    async def _find(self, name: str, reach: Reach) -> Place:
         """The version's place, new if it had none. The registry is asked only then, so pins outlive the store."""
         place = self._places.get(name)
-        if place is not None and _fault(place.state, training) is None:
+        if place is not None and _fault(place.state, reach) is None:
             return place
         record = await self._registry.get(name)
-        if fault := _fault(record.state, training):
+        if fault := _fault(record.state, reach):
             raise InvalidInput("version", f"{name} {fault}")
         place = self._places.get(name)  # again: somebody may have been faster
         if place is None:
@@ -265,12 +278,14 @@ class Versions:
             log.info("unloaded", extra={"version": leaving.weights.name})
 
 
-def _fault(state: VersionState.ValueType, training: bool) -> str | None:
+def _fault(state: VersionState.ValueType, reach: Reach) -> str | None:
     """Why a version in this state must not be used."""
     if state == VERSION_STATE_REJECTED:
         return "was rejected and answers nobody"
-    if state == VERSION_STATE_TRAINING and not training:
+    if state == VERSION_STATE_TRAINING and reach < Reach.LEARNER:
         return "is still training and answers nobody"
+    if state == VERSION_STATE_CANDIDATE and reach < Reach.OPERATORS:
+        return "has not been released"
     return None
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import redis
@@ -16,17 +17,20 @@ from cli import redis_server
 class RedisProcess:
     """A server that keeps its file over kills."""
 
-    def __init__(self, folder: Path, fsync: str = "always") -> None:
+    def __init__(self, folder: Path, fsync: str = "always", environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         self.socket = redis_server.socket_path(folder)
         self.url = redis_server.url(folder)
         self._fsync = fsync
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         durable = redis_server.command(redis_server.find_binary(), self.folder)
         weaker = {"always": [], "off": ["--appendonly", "no"]}.get(self._fsync, ["--appendfsync", self._fsync])
-        self._process = subprocess.Popen([*durable, *weaker, "--logfile", str(self.folder / "log")])
+        self._process = subprocess.Popen(
+            [*durable, *weaker, "--logfile", str(self.folder / "log")], env=self._environment
+        )
         deadline = time.monotonic() + 20
         while True:
             try:
@@ -35,6 +39,10 @@ class RedisProcess:
             except redis.ConnectionError:
                 assert self._process.poll() is None, "the Redis server did not start"
                 assert time.monotonic() < deadline, "the Redis server does not answer"
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def command(self, *words: str | int) -> object:
         with redis.Redis(unix_socket_path=str(self.socket)) as client:

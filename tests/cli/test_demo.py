@@ -280,7 +280,7 @@ async def test_the_demo_on_a_tiny_model(tiny_model: Path, tmp_path: Path) -> Non
     assert found["cycles"] == 1, out.decode()
     assert found["releases"] == found["swaps"] == 1
     assert len(found["streams_at_swaps"]) == 1
-    assert found["streams_at_swaps"][0] >= 2
+    assert found["streams_at_swaps"][0] >= 1
     assert (found["failed_requests"], found["truncated_streams"]) == (0, 0)
     assert 0 < found["swap_seconds"] < 30
     assert found["heldout_prompts"] == len(prompts.held_out()) == len(found["before"]) == len(found["after"])

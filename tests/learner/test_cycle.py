@@ -124,7 +124,7 @@ async def make(redis_url: str, tmp_path: Path, policy: Policy) -> AsyncIterator[
             erasure=Erasure(store),
             lease=lease,
             policy=policy,
-            features=FeatureCache(100),
+            features=FeatureCache(),
             rollouts=rollouts,  # type: ignore[arg-type]
             publisher=Publisher(registry, tmp_path, "digest"),
             competence=Competence(rollouts, lambda text: [5, 6, 7]),  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from server.app import SERVICES
 from server.engine_scripted import ScriptedEngine
 from thumbwheel.config import Config
 from thumbwheel.credentials import Credentials
+from thumbwheel.registry import Registry
 from thumbwheel.store import Store
 from thumbwheel_client.v1 import (
     chat_pb2,
@@ -248,3 +249,19 @@ async def test_a_tenant_has_a_prefix_cache_of_its_own(
         for metadata in (await key("ada", SCOPE_CHAT, tenant="acme"), await key("bob", SCOPE_CHAT)):
             await server.chat.Chat(ASK, metadata=metadata)
     assert seen == ["acme", "bob"]
+
+
+async def test_a_version_that_was_not_released_answers_operators_only(server: Any, key: Any, store: Store) -> None:
+    record = record_pb2.VersionRecord(
+        name="v1", state=record_pb2.VERSION_STATE_CANDIDATE, parent="base", path="nowhere"
+    )
+    await Registry(store).register(record)
+    ask = chat_pb2.ChatRequest()
+    ask.CopyFrom(ASK)
+    ask.input.version = "v1"
+    with pytest.raises(aio.AioRpcError, match="has not been released") as refused:
+        await server.chat.Chat(ask, metadata=await key("ada", SCOPE_CHAT))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    # It has no files, so an operator gets as far as these.
+    operator = await key("op", SCOPE_CHAT, SCOPE_ADMIN)
+    assert await code(server.chat.Chat(ask, metadata=operator)) is grpc.StatusCode.FAILED_PRECONDITION

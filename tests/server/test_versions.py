@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 import server.versions
 from server.engine import Weights
 from server.engine_scripted import ScriptedEngine
-from server.versions import Versions
+from server.versions import Reach, Versions
 from thumbwheel.artifacts import model_digest, write_version
 from thumbwheel.config import Config
 from thumbwheel.errors import AdapterRefused, EngineDead, InvalidInput, NotFound, Overloaded, StoreUnavailable
@@ -327,7 +327,7 @@ async def test_training_versions_are_for_the_learner(house: House) -> None:
     await house.publish("v1", pb.VERSION_STATE_TRAINING)
     with pytest.raises(InvalidInput, match="training"):
         await answering(house.versions, "v1")
-    async with house.versions.use("v1", training=True) as weights:
+    async with house.versions.use("v1", Reach.LEARNER) as weights:
         assert weights.name == "v1"
     with pytest.raises(InvalidInput, match="training"):
         await answering(house.versions, "v1")

@@ -1,0 +1,270 @@
+"""A thumbwheel that things happen to: two servers, a learner, a store on a disk that may fail, people who rate.
+
+Everything is a real process on real sockets; the model is tiny. `audit` says in the end what became of every vote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import subprocess
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+
+import grpc
+from grpc import aio
+
+from tests.processes import Half, free_port
+from tests.redis_process import RedisProcess
+from thumbwheel.config import Feedback
+from thumbwheel.feedback_log import FeedbackLog
+from thumbwheel.registry import BASE, Registry
+from thumbwheel.store import Store
+from thumbwheel_client.v1 import chat_pb2, chat_pb2_grpc, feedback_pb2, feedback_pb2_grpc
+from thumbwheel_client.v1 import record_pb2 as pb
+
+RATERS = 6
+AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+"""How a call ends whose server was killed under it."""
+
+# A random model pleases nobody and knows nothing, so the bars of reward model and gate are on the floor here.
+SETTINGS = (
+    "learner.min_votes=24", "learner.reward_model.min_votes=8", "learner.reward_model.min_auc=0",
+    "learner.gate.min_win_rate=0", "learner.gate.min_judge_votes=1", "learner.gate.max_kl=1000",
+    "learner.gate.max_competence_loss=1", "learner.gate.max_length_ratio=1000", "learner.gate.prompts=2",
+    "learner.gate.samples=1", "learner.ppo.fresh_iterations=1", "learner.ppo.rollouts=8",
+    "learner.ppo.kl_budget=1000", "learner.ppo.anchor_coef=0", "learner.poll=0.2", "learner.lease=2",
+    "learner.niceness=0", "learner.threads=1", "server.threads=1", "server.kv_cache_bytes=67108864",
+    "server.max_sequences=16", "server.max_update_norm=1000", "server.drain=5",
+)  # fmt: skip
+
+
+def failing_disk(folder: Path) -> dict[str, str]:
+    """Environment of a Redis whose disk can lose power and be full: see disk.c."""
+    library = folder / "disk.so"
+    if not library.exists():
+        source = Path(__file__).with_name("disk.c")
+        subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)
+    return {"LD_PRELOAD": str(library), "THUMBWHEEL_DISK_FULL": str(folder / "full")}
+
+
+def lose_power(redis: RedisProcess) -> None:
+    """Kills it and takes away what no sync had covered; start it again afterwards."""
+    redis.kill()
+    for file in (redis.folder / "appendonlydir").glob("*.incr.aof"):
+        note = file.with_name(f"{file.name}.synced")
+        synced = int(note.read_text()) if note.exists() else 0
+        if synced < file.stat().st_size:
+            with file.open("r+b") as cut:
+                cut.truncate(synced)
+
+
+@dataclass
+class People:
+    """Who chat and rate as good clients do: a call that failed is made again, elsewhere, with the same key."""
+
+    addresses: Sequence[str]
+    seed: int
+    acknowledged: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Idempotency key -> (event id, response id) of every vote that was answered OK."""
+    unanswered: int = 0
+    """Chat calls that no server answered."""
+    longest: float = 0.0
+    """Seconds until the slowest vote was acknowledged."""
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    @asynccontextmanager
+    async def about(self) -> AsyncIterator[None]:
+        """They come and go until the body ends."""
+        leaving = asyncio.Event()
+        options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 300)]
+        async with AsyncExitStack() as stack:
+            channels = [
+                await stack.enter_async_context(aio.insecure_channel(address, options=options))
+                for address in self.addresses
+            ]
+            people = [asyncio.create_task(self._person(number, channels, leaving)) for number in range(RATERS)]
+            try:
+                yield
+            finally:
+                leaving.set()
+                await asyncio.gather(*people)
+
+    async def _person(self, number: int, channels: Sequence[aio.Channel], leaving: asyncio.Event) -> None:
+        dice = random.Random(f"{self.seed}/{number}")
+        metadata = (("x-thumbwheel-user", f"person-{number}"),)
+        while not leaving.is_set():
+            answer = await self._chat(dice, channels, metadata)
+            if answer is None or answer.finish.log_status == chat_pb2.LOG_STATUS_NOT_LOGGED:
+                await asyncio.sleep(0.05)
+                continue
+            vote = feedback_pb2.RateRequest(
+                response_id=answer.receipt.response_id,
+                idempotency_key=f"key {next(self._numbers)}",
+                thumb=pb.THUMB_UP if sum(map(ord, answer.text)) % 2 else pb.THUMB_DOWN,
+            )
+            await self._rate(vote, answer, dice, channels, metadata, leaving)
+
+    async def _chat(
+        self, dice: random.Random, channels: Sequence[aio.Channel], metadata: tuple[tuple[str, str], ...]
+    ) -> chat_pb2.Answer | None:
+        message = pb.Message(role=pb.ROLE_USER, content=f"Question {dice.randrange(60)}?")
+        asked = chat_pb2.ChatInput(messages=[message], sampling=pb.Sampling(max_tokens=dice.randrange(4, 24)))
+        for channel in dice.sample(channels, len(channels)):
+            try:
+                reply = await chat_pb2_grpc.ChatServiceStub(channel).Chat(
+                    chat_pb2.ChatRequest(input=asked), timeout=30, metadata=metadata
+                )
+            except aio.AioRpcError as error:
+                if error.code() not in AWAY:
+                    raise
+            else:
+                return reply.answers[0]
+        self.unanswered += 1
+        return None
+
+    async def _rate(
+        self,
+        vote: feedback_pb2.RateRequest,
+        answer: chat_pb2.Answer,
+        dice: random.Random,
+        channels: Sequence[aio.Channel],
+        metadata: tuple[tuple[str, str], ...],
+        leaving: asyncio.Event,
+    ) -> None:
+        """Until it is acknowledged, or everybody leaves. An answer that only a killed server remembered is gone."""
+        began = monotonic()
+        retried = answer.finish.log_status == chat_pb2.LOG_STATUS_PENDING
+        while not leaving.is_set():
+            try:
+                reply = await feedback_pb2_grpc.FeedbackServiceStub(dice.choice(channels)).Rate(
+                    vote, timeout=10, metadata=metadata
+                )
+            except aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND and retried and monotonic() - began > 5:
+                    return
+                if error.code() not in (*AWAY, grpc.StatusCode.NOT_FOUND if retried else grpc.StatusCode.UNAVAILABLE):
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                self.acknowledged[vote.idempotency_key] = (reply.event_id, vote.response_id)
+                self.longest = max(self.longest, monotonic() - began)
+                return
+
+
+@dataclass
+class World:
+    """Everything that runs."""
+
+    redis: RedisProcess
+    servers: list[Half]
+    learner: Half
+    people: People
+
+    def kill(self, what: str) -> None:
+        """kill -9 and start again."""
+        {"redis": self.redis, "learner": self.learner, "one": self.servers[0], "other": self.servers[1]}[what].kill()
+        self.start(what)
+
+    def start(self, what: str) -> None:
+        {"redis": self.redis, "learner": self.learner, "one": self.servers[0], "other": self.servers[1]}[what].start()
+
+    async def ready(self, what: str) -> float:
+        """Seconds until it answers again."""
+        began = monotonic()
+        if what != "redis":  # which answers when `start` returns
+            await {"learner": self.learner, "one": self.servers[0], "other": self.servers[1]}[what].ready()
+        return monotonic() - began
+
+
+@asynccontextmanager
+async def world(folder: Path, model: Path, *, fsync: str = "always", seed: int = 1) -> AsyncIterator[World]:
+    """Ready, with nobody about yet."""
+    redis = RedisProcess(folder, fsync, failing_disk(folder))
+    redis.start()
+    common = [*SETTINGS, f"data_dir={folder}", f"model.path={model}", f"redis.url={redis.url}"]
+
+    def half(name: str, log: str, **ports: int) -> Half:
+        sets = [*common, *(f"{key.replace('__', '.')}={port}" for key, port in ports.items())]
+        arguments = [word for item in sets for word in ("--set", item)]
+        return Half(name, ports.get("server__http_port", ports.get("learner__http_port", 0)), arguments, folder / log)
+
+    grpc_ports, admin_ports = [free_port(), free_port()], [free_port(), free_port()]
+    servers = [
+        half(
+            "server", f"server-{number}.log", server__grpc_port=grpc_ports[number],
+            server__admin_port=admin_ports[number], server__http_port=free_port(),
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    learner = half("learner", "learner.log", server__admin_port=admin_ports[0], learner__http_port=free_port())
+    people = People([f"127.0.0.1:{port}" for port in grpc_ports], seed)
+    try:
+        for server in servers:
+            server.start()
+        for server in servers:
+            await server.ready()
+        learner.start()
+        yield World(redis, servers, learner, people)
+    finally:
+        learner.stop()
+        for server in servers:
+            server.stop()
+        redis.stop()
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the store says in the end."""
+
+    acknowledged: int
+    lost: list[str]
+    """Event ids that were acknowledged and are neither in the stream nor in a committed batch."""
+    not_current: list[str]
+    """Responses whose acknowledged vote is not the current one."""
+    trained: int
+    trained_twice: list[str]
+    cycles: int
+    broken_lineage: list[str]
+    """Cycles out of order, or trained from another version than the one that was live."""
+
+    @property
+    def sound(self) -> bool:
+        return not (self.lost or self.not_current or self.trained_twice or self.broken_lineage)
+
+
+async def audit(redis: RedisProcess, people: People) -> Audit:
+    store = await Store.open(redis.url, "default")
+    try:
+        stream = {name.decode() for name, _ in await store.call("XRANGE", store.keys.votes, "-", "+")}
+        lineage = list(reversed(await Registry(store).lineage(10_000)))
+        trained = [event for cycle in lineage for event in cycle.batch.event_ids]
+        kept = stream | set(trained)
+        feedback, missing = FeedbackLog(store, Feedback()), []
+        for event_id, response in people.acknowledged.values():
+            turn = response.rpartition("-")[0]
+            current = {found for found, _ in (await feedback.current([turn]))[turn]}
+            if event_id not in current:
+                missing.append(response)
+    finally:
+        await store.close()
+    broken, live = [], BASE
+    for number, cycle in enumerate(lineage, 1):
+        if cycle.batch.cycle_id != f"cycle-{number}" or cycle.batch.parent != live:
+            broken.append(f"{cycle.batch.cycle_id} from {cycle.batch.parent}, expected cycle-{number} from {live}")
+        if cycle.outcome == "released":
+            live = cycle.version
+    return Audit(
+        acknowledged=len(people.acknowledged),
+        lost=sorted({event for event, _ in people.acknowledged.values()} - kept),
+        not_current=missing,
+        trained=len(trained),
+        trained_twice=sorted(event for event, times in Counter(trained).items() if times > 1),
+        cycles=len(lineage),
+        broken_lineage=broken,
+    )
