@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,19 @@ def test_break_of_what_was_promised_is_refused(copy: Path, script: str) -> None:
 def test_style_is_held(copy: Path) -> None:
     append(copy / CHAT, "\nmessage bad_name {}\n")
     assert "PascalCase" in run(copy, "check.sh").stdout
+
+
+def test_the_client_asks_for_runtimes_that_its_stubs_accept() -> None:
+    """Both runtimes refuse stubs that are newer than themselves, when they are imported."""
+    stubs = (ROOT / "client" / "thumbwheel_client" / "v1" / "chat_pb2.py").read_text(encoding="utf-8")
+    services = (ROOT / "client" / "thumbwheel_client" / "v1" / "chat_pb2_grpc.py").read_text(encoding="utf-8")
+    written = {
+        "protobuf": re.search(r"Protobuf Python Version: ([\d.]+)", stubs),
+        "grpcio": re.search(r"GRPC_GENERATED_VERSION = '([\d.]+)'", services),
+    }
+    for project in ("pyproject.toml", "client/pyproject.toml"):
+        wanted = tomllib.loads((ROOT / project).read_text(encoding="utf-8"))["project"]["dependencies"]
+        for package, version in written.items():
+            assert version is not None
+            [least] = [bound for need in wanted for bound in re.findall(rf"^{package}>=([\d.]+)", need)]
+            assert tuple(map(int, least.split("."))) >= tuple(map(int, version[1].split("."))), (project, package)
