@@ -13,6 +13,8 @@ from tests.processes import eventually
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
 
+pytestmark = pytest.mark.slow
+
 PARTS = ("redis", "learner", "one", "other")
 STAGES = ("collecting", "reward_model", "ppo", "gate", "committing")
 
@@ -62,13 +64,11 @@ async def test_kills_at_random_lose_nothing(tmp_path: Path, tiny_model: Path) ->
         await check_kills(here, kills=8, seed=1)
 
 
-@pytest.mark.slow
 async def test_two_hundred_kills_lose_nothing(tmp_path: Path, tiny_model: Path) -> None:
     async with world(tmp_path, tiny_model) as here:
         await check_kills(here, kills=200, seed=2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 async def test_a_learner_killed_at_a_stage_repeats_its_cycle(tmp_path: Path, tiny_model: Path, stage: str) -> None:
     async with world(tmp_path, tiny_model) as here:

@@ -23,6 +23,8 @@ from thumbwheel.turn_log import TurnLog as Turns
 from thumbwheel.vote_stream import VoteStream
 from thumbwheel_client.v1 import record_pb2 as pb
 
+pytestmark = pytest.mark.slow
+
 
 async def rated(here: World, more: int) -> None:
     """Waits until so many more votes are acknowledged."""
@@ -59,7 +61,7 @@ async def answered(here: World) -> float:
     )
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [3, 30])
 async def test_a_paused_store(tmp_path: Path, tiny_model: Path, seconds: float) -> None:
     async with world(tmp_path, tiny_model) as here:
         await check_trouble(here, here.redis.freeze, here.redis.thaw, seconds)
