@@ -244,8 +244,8 @@ async def test_a_user_with_no_more_rights_than_the_documents_say(own_redis: Any,
     await Credentials(store).make("ada", [pb.SCOPE_CHAT])
     async with aclosing(registry.changes()) as changes:
         assert (await anext(changes))[1] == "v1"
-    with pytest.raises(ResponseError, match="(?i)no permissions"):
+    with pytest.raises(ResponseError, match=r"(?i)no permissions"):
         await store.call("CONFIG", "SET", "appendfsync", "no")
-    with pytest.raises(ResponseError, match="(?i)no permissions"):
+    with pytest.raises(ResponseError, match=r"(?i)no permissions"):
         await store.call("GET", "somebody else's")
     await store.close()
