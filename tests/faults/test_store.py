@@ -131,7 +131,6 @@ async def test_connections_cut_in_the_middle_of_a_reply(tmp_path: Path, own_redi
         store = await opened(url)
         turns, feedback = Turns(plain, TurnLog()), FeedbackLog(store, Feedback())
         acknowledged: dict[str, str] = {}
-        broken = 0
         for number in range(200):
             name = f"t{number}"
             turn = pb.TurnRecord(turn_id=name, owner="ann", created_at=now())
@@ -143,10 +142,10 @@ async def test_connections_cut_in_the_middle_of_a_reply(tmp_path: Path, own_redi
                 try:
                     acknowledged[name] = (await feedback.append(vote, name)).event_id
                 except StoreUnavailable:
-                    broken += 1
+                    continue
         await store.close()
     ids = [entry.decode() for entry, _ in await plain.call("XRANGE", plain.keys.votes, "-", "+")]
-    assert broken + 0 > 0 or store.failures > 0, "nothing was cut"
+    assert store.failures > 0, "nothing was cut"
     assert sorted(acknowledged.values()) == sorted(ids)
     assert await VoteStream(plain).waiting() == 200
     await plain.close()
