@@ -31,7 +31,7 @@ from thumbwheel.config import Config
 from thumbwheel_client.v1 import chat_pb2, feedback_pb2
 from thumbwheel_client.v1 import record_pb2 as pb
 
-CLIENTS = 48
+CLIENTS = 24
 EVENT_BYTES = 220
 """About what a thumb takes in the vote stream."""
 
@@ -130,7 +130,7 @@ async def run(quick: bool, console: Console) -> dict[str, Any]:
         options = [word for item in sets for word in ("--set", item)]
         async with fresh.running(folder, options) as instance, connect(Door(instance.grpc, instance.admin)) as services:
             ids = await answers(services, 64 if quick else 400)
-            await rate(services, ids, 200)
+            await rate(services, ids, 2_000)  # while the learner, which starts later, gets ready
             store, ours = [], []
             for _ in range(runs):
                 store.append(await write(socket_path(folder / "redis"), votes))

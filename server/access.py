@@ -46,6 +46,8 @@ SCOPES: Mapping[str, Scope.ValueType] = {
     "/thumbwheel.v1.PrivacyService/Erase": SCOPE_ERASE,
 }
 
+EVERYTHING = frozenset(value for value in Scope.values() if value)
+
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
@@ -137,8 +139,7 @@ class OpenAccess:
             raise InvalidInput(USER_KEY, f"{len(names)} values; send one")
         if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_USER_CHARS:
             raise InvalidInput(USER_KEY, f"must be 1 to {MAX_USER_CHARS} printable characters")
-        everything = frozenset(value for value in Scope.values() if value)
-        return Caller(self._identity.rater(name), "", everything, "", Limits())
+        return Caller(self._identity.rater(name), "", EVERYTHING, "", Limits())
 
 
 class KeyAccess:

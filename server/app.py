@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import logging
 import os
 import signal
@@ -113,6 +114,9 @@ async def serve(
         stack.push_async_callback(engine.close)
         server = Server(config, store, engine, identity)
         addresses = await server.start(stack)
+        # What was loaded to start stays: collections need not walk through torch and vLLM in the middle of calls.
+        gc.collect()
+        gc.freeze()
         log.info("ready", extra=dataclasses.asdict(addresses) | {"version": server.versions.live})
         if signals is not None:
             stop = signals.ready()

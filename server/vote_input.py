@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from thumbwheel import config
 from thumbwheel.errors import InvalidInput
-from thumbwheel.records import MAX_ANSWERS, split_response_id
+from thumbwheel.records import MAX_ANSWERS, now, split_response_id
 from thumbwheel_client.v1 import feedback_pb2, record_pb2
 
 MAX_KEY_CHARS = 128
@@ -39,8 +39,8 @@ def vote_of(request: feedback_pb2.RateRequest, rater: str, limits: config.Feedba
         response_id=request.response_id,
         reasons=request.reasons,
         comment=request.comment,
+        created_at=now(),
     )
-    event.created_at.GetCurrentTime()
     if which == "ranking":
         if request.response_id:
             raise InvalidInput("response_id", "must be empty for a ranking; its items name the answers")
@@ -73,8 +73,7 @@ def retraction_of(request: feedback_pb2.RetractRequest, rater: str) -> record_pb
     _check_key(request.idempotency_key)
     if request.kind not in KINDS.values():
         raise InvalidInput("kind", "must name one of the four kinds of vote")
-    event = record_pb2.VoteEvent(rater=rater, kind=request.kind, retracted=True)
-    event.created_at.GetCurrentTime()
+    event = record_pb2.VoteEvent(rater=rater, kind=request.kind, retracted=True, created_at=now())
     if request.kind == record_pb2.VOTE_KIND_RANKING:
         if request.response_id:
             raise InvalidInput("response_id", "must be empty for a ranking; turn_id names it")

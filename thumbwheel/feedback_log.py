@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from thumbwheel import config
 from thumbwheel.errors import Conflict, CorruptRecord, InvalidInput, NotAllowed, NotFound
+from thumbwheel.group_commit import GroupCommit
 from thumbwheel.records import seal, split_response_id, unseal
 from thumbwheel.store import Store, Value
 from thumbwheel.time_index import Place, newest_first
@@ -38,6 +39,7 @@ class FeedbackLog:
     def __init__(self, store: Store, settings: config.Feedback) -> None:
         self.corrupt = 0
         self._store = store
+        self._write = GroupCommit(store, "vote")
         self._lifetime = int(settings.idempotency_hours * _HOUR_MS)
 
     async def append(self, event: VoteEvent, idempotency_key: str) -> Kept:
@@ -65,7 +67,7 @@ class FeedbackLog:
         ]
         args: list[Value] = [turn_id, event.rater, _digest(event), seal(event), _vote_field(event)]
         args += [int(event.retracted), self._lifetime, *_answer_fields(event)]
-        reply = await self._store.script("vote", touched, args, durable=True)
+        reply = await self._write.run(touched, args)
         match reply[0].decode():
             case "OK":
                 return Kept(reply[1].decode(), reply[2].decode() if len(reply) > 2 else None)

@@ -8,6 +8,7 @@ Redis' append-only file loads a flipped byte in the middle without a word, so ev
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 from typing import TypeVar
 
@@ -54,7 +55,7 @@ def unseal(kind: type[M], data: bytes) -> M:
 def now() -> Timestamp:
     """The wall clock."""
     stamp = Timestamp()
-    stamp.GetCurrentTime()
+    stamp.FromNanoseconds(time.time_ns())
     return stamp
 
 

@@ -28,6 +28,8 @@ from thumbwheel.secret_files import read_secret
 
 Value = str | bytes | int | float
 Command = tuple[Value, ...]
+ScriptCall = tuple[Sequence[str], Sequence[Value]]
+"""Keys and arguments."""
 
 ANSWER_SECONDS: Final = 2.0
 """The longest that one command may take: chat waits for the turn log no longer than this."""
@@ -135,13 +137,8 @@ class Store:
 
     async def batch(self, commands: Sequence[Command]) -> list[Any]:
         """Several commands on one connection in one round trip, in order, not atomic. Raises as `call` does."""
-        if not commands:
-            return []
         with self._translated():
-            async with self._client.pipeline(transaction=False) as pipe:
-                for command in commands:
-                    pipe.execute_command(*command)
-                replies: list[Any] = await pipe.execute(raise_on_error=False)
+            replies = await self._send(commands)
             for reply in replies:
                 if isinstance(reply, exceptions.RedisError):
                     raise reply
@@ -156,19 +153,34 @@ class Store:
         Raises:
             StoreUnavailable: Redis is away or refuses, or (if durable) did not reach its disk in time.
         """
+        (reply,) = await self.scripts(name, [(keys, args)], durable=durable)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def scripts(self, name: str, calls: Sequence[ScriptCall], *, durable: bool = False) -> list[Any]:
+        """Runs a script several times in one round trip, each time atomically; waits for the disk once.
+
+        Returns:
+            For every call its reply, or its own StoreUnavailable or ResponseError. Raises as `script` does for all.
+        """
         digest, source = _source(name)
-        command = ("EVALSHA", digest, len(keys), *keys, *args)
-        # WAITAOF speaks for the writes of its own connection, so it must travel with the script.
-        commands = [command, ("WAITAOF", 1, 0, FSYNC_MS)] if durable and self._wait_aof else [command]
-        try:
-            replies = await self.batch(commands)
-        except exceptions.NoScriptError:
-            await self.call("SCRIPT", "LOAD", source)
-            replies = await self.batch(commands)
-        if len(replies) == 2 and replies[1][0] < 1:
+        commands: list[Command] = [("EVALSHA", digest, len(keys), *keys, *args) for keys, args in calls]
+        waits = durable and self._wait_aof
+        if waits:  # it speaks for the writes of its own connection, so it must travel with them
+            commands.append(("WAITAOF", 1, 0, FSYNC_MS))
+        with self._translated():
+            replies = await self._send(commands)
+            if any(isinstance(reply, exceptions.NoScriptError) for reply in replies):
+                await self.call("SCRIPT", "LOAD", source)
+                replies = await self._send(commands)
+            reached = replies.pop() if waits else [1]
+            if isinstance(reached, exceptions.RedisError):
+                raise reached
+        if reached[0] < 1:
             self.failures += 1
             raise StoreUnavailable("the store has not reached its disk yet; try again")
-        return replies[0]
+        return [self._meant(reply) if isinstance(reply, exceptions.ResponseError) else reply for reply in replies]
 
     @asynccontextmanager
     async def patient(self, seconds: float) -> AsyncIterator[Store]:
@@ -195,6 +207,23 @@ class Store:
                     raise
             await asyncio.sleep(0.1)
 
+    async def _send(self, commands: Sequence[Command]) -> list[Any]:
+        """Replies in order, errors among them."""
+        if not commands:
+            return []
+        async with self._client.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            replies: list[Any] = await pipe.execute(raise_on_error=False)
+        return replies
+
+    def _meant(self, error: exceptions.ResponseError) -> Exception:
+        """StoreUnavailable if Redis refused; the error itself if the command was wrong."""
+        if isinstance(error, exceptions.NoScriptError) or not _refused(error):
+            return error
+        self.failures += 1
+        return StoreUnavailable("the store refuses writes; try again")
+
     @contextmanager
     def _translated(self) -> Iterator[None]:
         task = asyncio.current_task()
@@ -206,10 +235,10 @@ class Store:
             self.failures += 1
             raise StoreUnavailable("the store does not answer; try again") from error
         except exceptions.ResponseError as error:
-            if isinstance(error, exceptions.NoScriptError) or not _refused(error):
+            meant = self._meant(error)
+            if meant is error:
                 raise
-            self.failures += 1
-            raise StoreUnavailable("the store refuses writes; try again") from error
+            raise meant from error
         finally:
             # The client sends through asyncio.wait_for, which on Python 3.11 loses a cancellation that arrives just as
             # it finishes. A loop around this call would then never end.
