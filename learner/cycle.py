@@ -227,7 +227,8 @@ class Wheel:
         parent = await self.registry.get(batch.parent)
         folder = self.publisher.root / parent.path if parent.path else None
         await asyncio.to_thread(self.policy.load_adapter, folder)
-        trainer = Trainer(self.policy, settings, batch.seed, await self.anchor.answers())
+        anchor = await self.anchor.answers() if settings.anchor_coef else ()
+        trainer = Trainer(self.policy, settings, batch.seed, anchor)
         recent = await self._recent_versions(parent)
         samples = _rated_samples(train, fresh, recent, reward_model.probability(features), settings)
         stats: dict[str, float] = {}
