@@ -186,6 +186,7 @@ class People:
 class World:
     """Everything that runs, and a look at the store beside it."""
 
+    folder: Path
     redis: RedisProcess
     servers: list[Half]
     learner: Half
@@ -244,7 +245,7 @@ async def world(
             await server.ready()
         learner.start()
         await learner.ready()
-        yield World(redis, servers, learner, people, store)
+        yield World(folder, redis, servers, learner, people, store)
     finally:
         learner.stop()
         for server in servers:
@@ -296,12 +297,16 @@ async def audit(here: World) -> Audit:
         current = {found for found, _ in (await feedback.current([turn]))[turn]}
         if event_id not in current:
             missing.append(response)
-    broken, live = [], BASE
+    versions, _ = await Registry(store).page(10_000)
+    taken_back = {version.name for version in versions if version.state == pb.VERSION_STATE_ROLLED_BACK}
+    broken, released = [], [BASE]
     for number, cycle in enumerate(lineage, 1):
-        if cycle.batch.cycle_id != f"cycle-{number}" or cycle.batch.parent != live:
-            broken.append(f"{cycle.batch.cycle_id} from {cycle.batch.parent}, expected cycle-{number} from {live}")
+        while released[-1] != cycle.batch.parent and released[-1] in taken_back:
+            released.pop()
+        if cycle.batch.cycle_id != f"cycle-{number}" or cycle.batch.parent != released[-1]:
+            broken.append(f"{cycle.batch.cycle_id} from {cycle.batch.parent}, expected {number} from {released[-1]}")
         if cycle.outcome == "released":
-            live = cycle.version
+            released.append(cycle.version)
     return Audit(
         acknowledged=len(people.acknowledged),
         lost=sorted(acknowledged - kept),
