@@ -81,6 +81,8 @@ class People:
     """Idempotency key -> (event id, response id) of every vote that was answered OK."""
     cast: int = 0
     """Votes, acknowledged or not."""
+    refused: int = 0
+    """Votes' calls that failed."""
     answers: int = 0
     unanswered: int = 0
     """Chat calls that no server answered."""
@@ -168,6 +170,7 @@ class People:
                     vote, timeout=10, metadata=metadata
                 )
             except aio.AioRpcError as error:
+                self.refused += 1
                 if error.code() is grpc.StatusCode.NOT_FOUND:
                     if logged:
                         self.forgotten.append(vote.response_id)
