@@ -158,7 +158,7 @@ async def _durable(store: Store) -> str:
     if not found.durable:
         raise SetupError(
             f"a vote's OK may be lost when the machine fails (appendfsync is {found.fsync})\n"
-            "  set appendonly yes and appendfsync always, or use Redis 7.2 or newer, which can wait for the disk"
+            "  set appendonly yes and appendfsync always, or use Redis 8 or newer, which can wait for the disk"
         )
     return "every vote is on disk before its answer"
 

@@ -10,6 +10,7 @@ Read `Wheel.turn` first; everything else is in the order in which it is called.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -31,8 +32,9 @@ from learner.reward_model import RewardModel, fit
 from learner.rollouts import Rollouts
 from learner.trial import Trial
 from thumbwheel import config
+from thumbwheel.artifacts import verify_version
 from thumbwheel.erasure import Erasure
-from thumbwheel.errors import Conflict, PersonErased, TrainingDiverged
+from thumbwheel.errors import AdapterRefused, Conflict, CorruptRecord, NotReady, PersonErased, TrainingDiverged
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.lease import Lease
 from thumbwheel.registry import Registry
@@ -91,6 +93,7 @@ class Wheel:
         log.info(
             "cycle_started", extra={"cycle": batch.cycle_id, "votes": len(batch.event_ids), "parent": batch.parent}
         )
+        await self._check_parent(batch.parent)
         outcome = await self._learn(batch)
         metrics.stage("committing")
         record = pb.CycleRecord(
@@ -125,11 +128,27 @@ class Wheel:
 
     async def _freeze(self) -> pb.BatchManifest:
         live = await self.registry.live()
-        last = await self.registry.lineage(1)
-        number = int(last[0].batch.cycle_id.removeprefix("cycle-")) + 1 if last else 1
+        number = await self.registry.committed() + 1
         return await self.stream.freeze(
             self.lease, f"cycle-{number}", live.name, self.settings.seed + number, self.settings.max_votes
         )
+
+    async def _check_parent(self, name: str) -> None:
+        """A parent that is torn, or gone, is taken back, and the votes wait for a cycle from the version before it.
+
+        Raises:
+            AdapterRefused, CorruptRecord: it was.
+        """
+        try:
+            parent = await self.registry.get(name)
+            if parent.path:
+                await asyncio.to_thread(verify_version, self.publisher.root, parent)
+        except (AdapterRefused, CorruptRecord) as error:
+            # Servers that load it refuse it too, but those that hold it would go on with what nobody can train from.
+            with contextlib.suppress(Conflict, NotReady):
+                await self.registry.roll_back(f"the learner refused it: {error}", expected_live=name)
+            await self.stream.thaw(self.lease)
+            raise
 
     async def _learn(self, batch: pb.BatchManifest) -> Outcome:
         began = int(time.time() * 1000)
@@ -227,7 +246,8 @@ class Wheel:
         parent = await self.registry.get(batch.parent)
         folder = self.publisher.root / parent.path if parent.path else None
         await asyncio.to_thread(self.policy.load_adapter, folder)
-        trainer = Trainer(self.policy, settings, batch.seed, await self.anchor.answers())
+        anchor = await self.anchor.answers() if settings.anchor_coef else ()
+        trainer = Trainer(self.policy, settings, batch.seed, anchor)
         recent = await self._recent_versions(parent)
         samples = _rated_samples(train, fresh, recent, reward_model.probability(features), settings)
         stats: dict[str, float] = {}

@@ -44,7 +44,10 @@ class Rollouts:
     """
 
     def __init__(self, address: str, client: config.Client) -> None:
-        options: list[tuple[str, int | str]] = [("grpc.max_receive_message_length", 16 << 20)]
+        options: list[tuple[str, int | str]] = [
+            ("grpc.max_receive_message_length", 16 << 20),
+            ("grpc.max_reconnect_backoff_ms", 2000),  # else a server that was away long is looked for minutes later
+        ]
         if client.ca:
             if client.server_name:
                 options.append(("grpc.ssl_target_name_override", client.server_name))

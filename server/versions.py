@@ -28,6 +28,7 @@ from thumbwheel.config import Config
 from thumbwheel.errors import (
     AdapterRefused,
     Conflict,
+    CorruptRecord,
     InvalidInput,
     NotFound,
     NotReady,
@@ -182,7 +183,7 @@ class Versions:
                         metrics.SWAPS.labels("moved").inc()
                         metrics.SWAP_SECONDS.observe(time.monotonic() - started)
                 return True
-            except (AdapterRefused, InvalidInput, NotFound) as error:
+            except (AdapterRefused, CorruptRecord, InvalidInput, NotFound) as error:
                 metrics.SWAPS.labels("refused").inc()
                 await self._take_back(name, str(error))
                 self._target = self._live

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import redis
@@ -17,11 +17,19 @@ from cli import redis_server
 class RedisProcess:
     """A server that keeps its file over kills."""
 
-    def __init__(self, folder: Path, fsync: str = "always", environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fsync: str = "always",
+        environment: Mapping[str, str] | None = None,
+        lacking: Sequence[str] = (),
+    ) -> None:
+        """`lacking` are commands that it does not know."""
         self.folder = folder
         self.socket = redis_server.socket_path(folder)
         self.url = redis_server.url(folder)
         self._fsync = fsync
+        self._lacking = [word for name in lacking for word in ("--rename-command", name, f"hidden-{name}")]
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -29,7 +37,7 @@ class RedisProcess:
         durable = redis_server.command(redis_server.find_binary(), self.folder)
         weaker = {"always": [], "off": ["--appendonly", "no"]}.get(self._fsync, ["--appendfsync", self._fsync])
         self._process = subprocess.Popen(
-            [*durable, *weaker, "--logfile", str(self.folder / "log")], env=self._environment
+            [*durable, *weaker, *self._lacking, "--logfile", str(self.folder / "log")], env=self._environment
         )
         deadline = time.monotonic() + 20
         while True:

@@ -56,7 +56,8 @@ def write_version(root: Path, name: str, fill: Callable[[Path], None], facts: Ma
         # First the bytes, then the folders that name them, then the one name that makes them a version, then the folder
         # that holds that name. In any other order a power cut could leave a version that lacks bytes.
         _sync_tree(folder)
-        if not target.is_dir():  # else the same content was written before
+        if not _stands(root, VersionRecord(name=name, path=target.name, manifest_sha256=digest)):
+            shutil.rmtree(target, ignore_errors=True)
             folder.rename(target)
             _sync(root)
     finally:
@@ -84,6 +85,15 @@ def verify_version(root: Path, record: VersionRecord) -> dict[str, Any]:
         if path.stat().st_size != facts["bytes"] or _sha256(path) != facts["sha256"]:
             raise AdapterRefused("file_digest", f"{record.name}: {name} is not what was published")
     return manifest
+
+
+def _stands(root: Path, record: VersionRecord) -> bool:
+    """Whether the same content was written before and nothing has happened to it since."""
+    try:
+        verify_version(root, record)
+    except AdapterRefused:
+        return False
+    return True
 
 
 def model_digest(folder: Path) -> str:

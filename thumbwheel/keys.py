@@ -13,7 +13,7 @@ run on a cluster.
     ...:answers:<version>     zset    the latest turns that a version answered, by time (ms); lapses with the turns
     ...:idempotency:<rater>:<key>  string  digest of the content, a space, event id; lapses
     ...:votes                 stream  v: sealed VoteEvent; consumer group "learner"
-    ...:dead                  stream  corrupt votes: id, v
+    ...:dead                  stream  corrupt votes and manifests: id, v
     ...:lease                 string  who leads; lapses
     ...:fence                 string  the newest fencing token
     ...:manifest              hash    cycle_id, data: sealed BatchManifest of the cycle under way

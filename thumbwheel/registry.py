@@ -116,8 +116,8 @@ class Registry:
                 return found, ""
 
     async def live(self) -> VersionRecord:
-        """The version that serves everybody."""
-        return await self.get((await self._pointer()).live)
+        """The version that serves everybody; no more than its name, if its record fails its checksum."""
+        return (await self._read((await self._pointer()).live, salvage=True)).new
 
     async def set_state(
         self,
@@ -177,7 +177,9 @@ class Registry:
                 raise NotReady("the base model is live: there is nothing to roll back to; promote a version instead")
             expected_live = pointer.live  # a second look must not take back somebody else's version
             after = await self._before(pointer)
-            leaving = _moved(await self._read(pointer.live), record_pb2.VERSION_STATE_ROLLED_BACK, [reason])
+            leaving = _moved(
+                await self._read(pointer.live, salvage=True), record_pb2.VERSION_STATE_ROLLED_BACK, [reason]
+            )
             why = f"{pointer.live} was rolled back: {reason}"
             coming = _moved(await self._read(after.live), record_pb2.VERSION_STATE_LIVE, [why])
             if await self._write(pointer, after, [leaving, coming]):
@@ -235,6 +237,10 @@ class Registry:
                 return
         raise StoreUnavailable("the registry changes too fast; try again")
 
+    async def committed(self) -> int:
+        """How many cycles were committed."""
+        return int(await self._store.call("SCARD", self._store.keys.done))
+
     async def lineage(self, limit: int) -> list[CycleRecord]:
         """The latest committed cycles, newest first."""
         cycles = []
@@ -270,23 +276,33 @@ class Registry:
             stands = "was rejected" if state == record_pb2.VERSION_STATE_REJECTED else "is still training"
             raise NotReady(f"{name} {stands} and cannot go live")
         why = f"made way for {name}: {' '.join(reasons)}"
-        leaving = _moved(await self._read(pointer.live), record_pb2.VERSION_STATE_RETIRED, [why])
+        leaving = _moved(await self._read(pointer.live, salvage=True), record_pb2.VERSION_STATE_RETIRED, [why])
         coming = _moved(target, record_pb2.VERSION_STATE_LIVE, reasons)
         return _Pointer((name, *pointer.names[: _HISTORY - 1])), [leaving, coming]
 
     async def _before(self, pointer: _Pointer) -> _Pointer:
         """The pointer with the live version, and any before it that was taken back, removed."""
         for i, name in enumerate(pointer.names):
-            if name != pointer.live and (await self.get(name)).state not in _TAKEN_BACK:
-                return _Pointer(pointer.names[i:])
+            if name == pointer.live:
+                continue
+            try:
+                if (await self.get(name)).state not in _TAKEN_BACK:
+                    return _Pointer(pointer.names[i:])
+            except CorruptRecord as error:
+                log.error("corrupt_version", extra={"version": name, "error": str(error)})
         return _Pointer((BASE,))
 
     async def _pointer(self) -> _Pointer:
         raw = await self._store.call("GET", self._store.keys.live)
         return _Pointer(tuple(raw.decode().split())) if raw else _Pointer((BASE,))
 
-    async def _read(self, name: str) -> _Change:
-        """A record, unchanged as yet."""
+    async def _read(self, name: str, *, salvage: bool = False) -> _Change:
+        """A record, unchanged as yet.
+
+        Args:
+            salvage: of one that fails its checksum the name is enough, for the version makes way. So it always is of
+                the base, which has no files.
+        """
         data = await self._store.call("HGET", self._store.keys.versions, name)
         if data is None and name == BASE:
             live = record_pb2.VERSION_STATE_LIVE
@@ -294,7 +310,13 @@ class Registry:
             data = await self._store.call("HGET", self._store.keys.versions, name)
         if data is None:
             raise NotFound(f"no version {name!r}")
-        return _Change(data, unseal(VersionRecord, data))
+        try:
+            return _Change(data, unseal(VersionRecord, data))
+        except CorruptRecord as error:
+            if not salvage and name != BASE:
+                raise
+            log.error("corrupt_version", extra={"version": name, "error": str(error)})
+            return _Change(data, VersionRecord(name=name))
 
     async def _records(self, names: Sequence[bytes]) -> list[VersionRecord]:
         if not names:

@@ -45,7 +45,8 @@ _REFUSALS: Final = ("OOM", "MISCONF", "READONLY", "BUSY", "NOREPLICAS", "MASTERD
 class Durability:
     """What the store promises.
 
-    `fsync` is "always", "everysec", "no", "off" (no append-only file) or "unknown" (it would not say).
+    `fsync` is "always", "everysec", "no", "off" (no append-only file) or "unknown" (it would not say); `wait_aof`, that
+    every vote waits for its fsync.
     """
 
     fsync: str
@@ -123,7 +124,7 @@ class Store:
         evicts = info.get("maxmemory", "0") != "0" and info.get("maxmemory_policy") != "noeviction"
         # "always" needs no wait, and with "no" the wait would never end.
         self._wait_aof = persistent and fsync in ("everysec", "unknown") and bool(known and known[0])
-        return Durability(fsync, persistent, evicts, self._wait_aof)
+        return Durability(fsync, persistent, evicts, self._wait_aof and _waits(await self._info("server")))
 
     async def call(self, *command: Value) -> Any:
         """One command; the reply as RESP2 has it (bytes, int, None, list).
@@ -244,6 +245,14 @@ class Store:
             # it finishes. A loop around this call would then never end.
             if task.cancelling() > cancellations:
                 raise asyncio.CancelledError
+
+
+def _waits(server: dict[str, str]) -> bool:
+    """True if WAITAOF can be believed.
+
+    Before Redis 8, and in Valkey to this day, it may answer up to a second before the fsync: redis/redis#13793.
+    """
+    return "valkey_version" not in server and int(server.get("redis_version", "0").split(".")[0]) >= 8
 
 
 def _refused(error: exceptions.ResponseError) -> bool:

@@ -24,7 +24,7 @@ log = logging.getLogger("thumbwheel.vote_stream")
 
 GROUP: Final = "learner"
 DEAD_KEPT: Final = 10_000
-"""Corrupt votes kept for a person to look at."""
+"""Corrupt records kept for a person to look at."""
 _CONSUMER: Final = "leader"
 
 Entry = tuple[str, bytes | None]
@@ -74,7 +74,7 @@ class VoteStream:
         return int(group[b"pending"] + fresh)
 
     async def dead_letters(self) -> int:
-        """Votes that could not be read and train nothing."""
+        """Votes, and batches' manifests, that could not be read; the votes train nothing."""
         return int(await self._store.call("XLEN", self._store.keys.dead))
 
     async def freeze(self, lease: Lease, cycle_id: str, parent: str, seed: int, max_votes: int) -> BatchManifest:
@@ -87,7 +87,12 @@ class VoteStream:
             LeaseLost: somebody else has led since; nothing was frozen.
             Conflict: a cycle of this id was committed before.
         """
-        kept = await self._manifest(lease, cycle_id, b"")
+        try:
+            kept = await self._manifest(lease, cycle_id, b"")
+        except CorruptRecord as error:
+            log.error("manifest_unreadable", extra={"error": str(error)})
+            await self.thaw(lease, unreadable=True)
+            kept = None
         if kept is not None:
             return kept
         await _group(self._store)
@@ -103,6 +108,17 @@ class VoteStream:
         frozen = await self._manifest(lease, cycle_id, seal(manifest))
         assert frozen is not None
         return frozen
+
+    async def thaw(self, lease: Lease, *, unreadable: bool = False) -> None:
+        """Lets go of the frozen batch; its votes wait again. An unreadable manifest goes to the dead letters.
+
+        Raises:
+            LeaseLost: somebody else has led since; nothing was changed.
+        """
+        keys = self._store.keys
+        touched = [keys.fence, keys.manifest, keys.dead]
+        if not await self._store.script("thaw", touched, [lease.token, int(unreadable), DEAD_KEPT]):
+            raise LeaseLost(f"lease {lease.token} is no longer the newest: nothing was thawed")
 
     async def read(self, manifest: BatchManifest) -> list[tuple[str, VoteEvent]]:
         """The votes of a batch, in order. One that cannot be read goes to the dead letters and is left out.

@@ -10,8 +10,8 @@ import itertools
 import random
 import subprocess
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -19,37 +19,44 @@ from time import monotonic
 import grpc
 from grpc import aio
 
-from tests.processes import Half, free_port
+from tests.processes import Half, eventually, free_port
 from tests.redis_process import RedisProcess
 from thumbwheel.config import Feedback
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.registry import BASE, Registry
 from thumbwheel.store import Store
+from thumbwheel.vote_stream import VoteStream
 from thumbwheel_client.v1 import chat_pb2, chat_pb2_grpc, feedback_pb2, feedback_pb2_grpc
 from thumbwheel_client.v1 import record_pb2 as pb
 
 RATERS = 6
+PAUSE = 0.5
+"""Mean seconds between a vote and the next question: people who never think would leave the learner no time."""
+RECOVERY = 10.0
+"""Seconds after which whatever happened must be over for people."""
+PATIENCE = 5.0
+"""Seconds for which an answer whose record waits in a server's memory may be unknown to the store."""
+MIN_VOTES = 24
 AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 """How a call ends whose server was killed under it."""
 
-# A random model pleases nobody and knows nothing, so the bars of reward model and gate are on the floor here.
+# A random model pleases nobody and knows nothing, so the bars of reward model and gate are on the floor here. What
+# costs time and proves nothing of faults is small: a cycle takes seconds.
 SETTINGS = (
-    "learner.min_votes=24", "learner.reward_model.min_votes=8", "learner.reward_model.min_auc=0",
-    "learner.gate.min_win_rate=0", "learner.gate.min_judge_votes=1", "learner.gate.max_kl=1000",
-    "learner.gate.max_competence_loss=1", "learner.gate.max_length_ratio=1000", "learner.gate.prompts=2",
-    "learner.gate.samples=1", "learner.ppo.fresh_iterations=1", "learner.ppo.rollouts=8",
-    "learner.ppo.kl_budget=1000", "learner.ppo.anchor_coef=0", "learner.poll=0.2", "learner.lease=2",
+    f"learner.min_votes={MIN_VOTES}", "learner.reward_model.min_votes=8", "learner.reward_model.window=64",
+    "learner.reward_model.min_auc=0", "learner.gate.min_win_rate=0", "learner.gate.min_judge_votes=1",
+    "learner.gate.max_kl=1000", "learner.gate.max_competence_loss=1", "learner.gate.max_length_ratio=1000",
+    "learner.gate.prompts=2", "learner.gate.samples=1", "learner.ppo.fresh_iterations=1", "learner.ppo.rollouts=8",
+    "learner.ppo.kl_budget=1000", "learner.ppo.anchor_coef=0", "learner.poll=0.2", "learner.lease=1",
     "learner.niceness=0", "learner.threads=1", "server.threads=1", "server.kv_cache_bytes=67108864",
-    "server.max_sequences=16", "server.max_update_norm=1000", "server.drain=5",
+    "server.max_sequences=16", "server.rollout_sequences_busy=12", "server.max_update_norm=1000", "server.drain=5",
 )  # fmt: skip
 
 
 def failing_disk(folder: Path) -> dict[str, str]:
     """Environment of a Redis whose disk can lose power and be full: see disk.c."""
-    library = folder / "disk.so"
-    if not library.exists():
-        source = Path(__file__).with_name("disk.c")
-        subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)
+    library, source = folder / "disk.so", Path(__file__).with_name("disk.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)
     return {"LD_PRELOAD": str(library), "THUMBWHEEL_DISK_FULL": str(folder / "full")}
 
 
@@ -69,11 +76,18 @@ class People:
     """Who chat and rate as good clients do: a call that failed is made again, elsewhere, with the same key."""
 
     addresses: Sequence[str]
-    seed: int
+    seed: int = 1
     acknowledged: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Idempotency key -> (event id, response id) of every vote that was answered OK."""
+    cast: int = 0
+    """Votes, acknowledged or not."""
+    refused: int = 0
+    """Votes' calls that failed."""
+    answers: int = 0
     unanswered: int = 0
     """Chat calls that no server answered."""
+    forgotten: list[str] = field(default_factory=list)
+    """Answers that were said to be logged and that the store did not know when they were rated."""
     longest: float = 0.0
     """Seconds until the slowest vote was acknowledged."""
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
@@ -95,20 +109,24 @@ class People:
                 leaving.set()
                 await asyncio.gather(*people)
 
+    async def rated(self, more: int, seconds: float = 60) -> None:
+        """Waits until so many more votes are acknowledged."""
+        goal = len(self.acknowledged) + more
+        await eventually(lambda: len(self.acknowledged) >= goal, seconds)
+
     async def _person(self, number: int, channels: Sequence[aio.Channel], leaving: asyncio.Event) -> None:
         dice = random.Random(f"{self.seed}/{number}")
         metadata = (("x-thumbwheel-user", f"person-{number}"),)
-        while not leaving.is_set():
-            answer = await self._chat(dice, channels, metadata)
-            if answer is None or answer.finish.log_status == chat_pb2.LOG_STATUS_NOT_LOGGED:
-                await asyncio.sleep(0.05)
-                continue
-            vote = feedback_pb2.RateRequest(
-                response_id=answer.receipt.response_id,
-                idempotency_key=f"key {next(self._numbers)}",
-                thumb=pb.THUMB_UP if sum(map(ord, answer.text)) % 2 else pb.THUMB_DOWN,
-            )
-            await self._rate(vote, answer, dice, channels, metadata, leaving)
+        async with asyncio.TaskGroup() as hands:
+            rating: asyncio.Task[None] | None = None
+            while not leaving.is_set():
+                answer = await self._chat(dice, channels, metadata)
+                # Who waits for a vote to be acknowledged goes on chatting, and does not rate another answer meanwhile.
+                free = rating is None or rating.done()
+                if free and answer is not None and answer.finish.log_status != chat_pb2.LOG_STATUS_NOT_LOGGED:
+                    rating = hands.create_task(self._rate(answer, dice, channels, metadata, leaving))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(leaving.wait(), dice.uniform(0, 2 * PAUSE))
 
     async def _chat(
         self, dice: random.Random, channels: Sequence[aio.Channel], metadata: tuple[tuple[str, str], ...]
@@ -124,13 +142,13 @@ class People:
                 if error.code() not in AWAY:
                     raise
             else:
+                self.answers += 1
                 return reply.answers[0]
         self.unanswered += 1
         return None
 
     async def _rate(
         self,
-        vote: feedback_pb2.RateRequest,
         answer: chat_pb2.Answer,
         dice: random.Random,
         channels: Sequence[aio.Channel],
@@ -138,17 +156,27 @@ class People:
         leaving: asyncio.Event,
     ) -> None:
         """Until it is acknowledged, or everybody leaves. An answer that only a killed server remembered is gone."""
+        vote = feedback_pb2.RateRequest(
+            response_id=answer.receipt.response_id,
+            idempotency_key=f"key {next(self._numbers)}",
+            thumb=pb.THUMB_UP if sum(map(ord, answer.text)) % 2 else pb.THUMB_DOWN,
+        )
+        self.cast += 1
         began = monotonic()
-        retried = answer.finish.log_status == chat_pb2.LOG_STATUS_PENDING
+        logged = answer.finish.log_status == chat_pb2.LOG_STATUS_LOGGED
         while not leaving.is_set():
             try:
                 reply = await feedback_pb2_grpc.FeedbackServiceStub(dice.choice(channels)).Rate(
                     vote, timeout=10, metadata=metadata
                 )
             except aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.NOT_FOUND and retried and monotonic() - began > 5:
-                    return
-                if error.code() not in (*AWAY, grpc.StatusCode.NOT_FOUND if retried else grpc.StatusCode.UNAVAILABLE):
+                self.refused += 1
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    if logged:
+                        self.forgotten.append(vote.response_id)
+                    if logged or monotonic() - began > PATIENCE:
+                        return
+                elif error.code() not in AWAY:
                     raise
                 await asyncio.sleep(0.05)
             else:
@@ -159,62 +187,73 @@ class People:
 
 @dataclass
 class World:
-    """Everything that runs."""
+    """Everything that runs, and a look at the store beside it."""
 
+    folder: Path
     redis: RedisProcess
     servers: list[Half]
     learner: Half
     people: People
+    store: Store
 
-    def kill(self, what: str) -> None:
-        """kill -9 and start again."""
-        {"redis": self.redis, "learner": self.learner, "one": self.servers[0], "other": self.servers[1]}[what].kill()
-        self.start(what)
+    async def cycles(self) -> int:
+        """How many the learner has committed."""
+        return len(await Registry(self.store).lineage(10_000))
 
-    def start(self, what: str) -> None:
-        {"redis": self.redis, "learner": self.learner, "one": self.servers[0], "other": self.servers[1]}[what].start()
+    async def settled(self) -> None:
+        """Waits until the learner has learned from all that it could."""
 
-    async def ready(self, what: str) -> float:
-        """Seconds until it answers again."""
-        began = monotonic()
-        if what != "redis":  # which answers when `start` returns
-            await {"learner": self.learner, "one": self.servers[0], "other": self.servers[1]}[what].ready()
-        return monotonic() - began
+        async def idle() -> bool:
+            return await VoteStream(self.store).waiting() < MIN_VOTES
+
+        await eventually(idle, 120)
 
 
 @asynccontextmanager
-async def world(folder: Path, model: Path, *, fsync: str = "always", seed: int = 1) -> AsyncIterator[World]:
-    """Ready, with nobody about yet."""
-    redis = RedisProcess(folder, fsync, failing_disk(folder))
+async def world(
+    folder: Path,
+    model: Path,
+    *,
+    fsync: str = "always",
+    disk: Mapping[str, str] | None = None,
+    lacking: Sequence[str] = (),
+) -> AsyncIterator[World]:
+    """Ready, with nobody about yet.
+
+    Args:
+        fsync: of the store.
+        disk: `failing_disk`, where it shall fail.
+        lacking: commands that the store does not know.
+    """
+    redis = RedisProcess(folder, fsync, disk, lacking)
     redis.start()
     common = [*SETTINGS, f"data_dir={folder}", f"model.path={model}", f"redis.url={redis.url}"]
 
-    def half(name: str, log: str, **ports: int) -> Half:
-        sets = [*common, *(f"{key.replace('__', '.')}={port}" for key, port in ports.items())]
-        arguments = [word for item in sets for word in ("--set", item)]
-        return Half(name, ports.get("server__http_port", ports.get("learner__http_port", 0)), arguments, folder / log)
+    def half(name: str, log: str, http_port: int, *ports: str) -> Half:
+        sets = [*common, f"{name}.http_port={http_port}", *ports]
+        return Half(name, http_port, [word for item in sets for word in ("--set", item)], folder / log)
 
-    grpc_ports, admin_ports = [free_port(), free_port()], [free_port(), free_port()]
+    chat_ports, admin_ports = [free_port(), free_port()], [free_port(), free_port()]
     servers = [
-        half(
-            "server", f"server-{number}.log", server__grpc_port=grpc_ports[number],
-            server__admin_port=admin_ports[number], server__http_port=free_port(),
-        )
-        for number in range(2)
-    ]  # fmt: skip
-    learner = half("learner", "learner.log", server__admin_port=admin_ports[0], learner__http_port=free_port())
-    people = People([f"127.0.0.1:{port}" for port in grpc_ports], seed)
+        half("server", f"server-{number}.log", free_port(), f"server.grpc_port={chat}", f"server.admin_port={admin}")
+        for number, (chat, admin) in enumerate(zip(chat_ports, admin_ports, strict=True))
+    ]
+    learner = half("learner", "learner.log", free_port(), f"server.admin_port={admin_ports[0]}")
+    people = People([f"127.0.0.1:{port}" for port in chat_ports])
+    store = await Store.open(redis.url, "default")
     try:
         for server in servers:
             server.start()
         for server in servers:
             await server.ready()
         learner.start()
-        yield World(redis, servers, learner, people)
+        await learner.ready()
+        yield World(folder, redis, servers, learner, people, store)
     finally:
         learner.stop()
         for server in servers:
             server.stop()
+        await store.close()
         redis.stop()
 
 
@@ -227,6 +266,12 @@ class Audit:
     """Event ids that were acknowledged and are neither in the stream nor in a committed batch."""
     not_current: list[str]
     """Responses whose acknowledged vote is not the current one."""
+    forgotten: list[str]
+    """Answers that were said to be logged and were not."""
+    doubled: int
+    """Events beyond one for each vote that was cast."""
+    untrained: int
+    """Acknowledged votes in no committed batch."""
     trained: int
     trained_twice: list[str]
     cycles: int
@@ -235,34 +280,43 @@ class Audit:
 
     @property
     def sound(self) -> bool:
-        return not (self.lost or self.not_current or self.trained_twice or self.broken_lineage)
+        """Nothing was lost, made up or done twice."""
+        wrong = (
+            self.lost, self.not_current, self.forgotten, self.doubled, self.trained_twice, self.broken_lineage
+        )  # fmt: skip
+        return not any(wrong)
 
 
-async def audit(redis: RedisProcess, people: People) -> Audit:
-    store = await Store.open(redis.url, "default")
-    try:
-        stream = {name.decode() for name, _ in await store.call("XRANGE", store.keys.votes, "-", "+")}
-        lineage = list(reversed(await Registry(store).lineage(10_000)))
-        trained = [event for cycle in lineage for event in cycle.batch.event_ids]
-        kept = stream | set(trained)
-        feedback, missing = FeedbackLog(store, Feedback()), []
-        for event_id, response in people.acknowledged.values():
-            turn = response.rpartition("-")[0]
-            current = {found for found, _ in (await feedback.current([turn]))[turn]}
-            if event_id not in current:
-                missing.append(response)
-    finally:
-        await store.close()
-    broken, live = [], BASE
+async def audit(here: World) -> Audit:
+    store, people = here.store, here.people
+    stream = {name.decode() for name, _ in await store.call("XRANGE", store.keys.votes, "-", "+")}
+    lineage = list(reversed(await Registry(store).lineage(10_000)))
+    trained = [event for cycle in lineage for event in cycle.batch.event_ids]
+    kept = stream | set(trained)
+    acknowledged = {event for event, _ in people.acknowledged.values()}
+    feedback, missing = FeedbackLog(store, Feedback()), []
+    for event_id, response in people.acknowledged.values():
+        turn = response.rpartition("-")[0]
+        current = {found for found, _ in (await feedback.current([turn]))[turn]}
+        if event_id not in current:
+            missing.append(response)
+    versions, _ = await Registry(store).page(10_000)
+    taken_back = {version.name for version in versions if version.state == pb.VERSION_STATE_ROLLED_BACK}
+    broken, released = [], [BASE]
     for number, cycle in enumerate(lineage, 1):
-        if cycle.batch.cycle_id != f"cycle-{number}" or cycle.batch.parent != live:
-            broken.append(f"{cycle.batch.cycle_id} from {cycle.batch.parent}, expected cycle-{number} from {live}")
+        while released[-1] != cycle.batch.parent and released[-1] in taken_back:
+            released.pop()
+        if cycle.batch.cycle_id != f"cycle-{number}" or cycle.batch.parent != released[-1]:
+            broken.append(f"{cycle.batch.cycle_id} from {cycle.batch.parent}, expected {number} from {released[-1]}")
         if cycle.outcome == "released":
-            live = cycle.version
+            released.append(cycle.version)
     return Audit(
         acknowledged=len(people.acknowledged),
-        lost=sorted({event for event, _ in people.acknowledged.values()} - kept),
+        lost=sorted(acknowledged - kept),
         not_current=missing,
+        forgotten=people.forgotten,
+        doubled=max(0, len(kept) - people.cast),
+        untrained=len(acknowledged - set(trained)),
         trained=len(trained),
         trained_twice=sorted(event for event, times in Counter(trained).items() if times > 1),
         cycles=len(lineage),

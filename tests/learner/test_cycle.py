@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from learner.rollouts import Sampled
 from thumbwheel import artifacts
 from thumbwheel.config import Config, load
 from thumbwheel.erasure import Erasure
-from thumbwheel.errors import PersonErased
+from thumbwheel.errors import AdapterRefused, PersonErased
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.lease import Lease
 from thumbwheel.records import now
@@ -67,8 +69,9 @@ class MadeUp:
 class Bench:
     """A wheel and the means to feed it."""
 
-    def __init__(self, wheel: Wheel, rollouts: MadeUp) -> None:
+    def __init__(self, wheel: Wheel, rollouts: MadeUp, store: Store) -> None:
         self.wheel = wheel
+        self.store = store
         self.rollouts = rollouts
 
     async def votes(self, count: int, first: int = 0) -> None:
@@ -131,7 +134,7 @@ async def make(redis_url: str, tmp_path: Path, policy: Policy) -> AsyncIterator[
             anchor=Anchor(MadeUp(), lambda text: [5, 6, 7]),  # type: ignore[arg-type]
             encode=lambda text: [9],
         )
-        return Bench(wheel, rollouts)
+        return Bench(wheel, rollouts, store)
 
     yield make
     for store in stores:
@@ -328,6 +331,45 @@ async def test_what_operators_chose_meanwhile_stands(make: Callable[..., Awaitab
     assert record.outcome == "superseded"
     assert (await registry.live()).name == "theirs"
     assert (await registry.get(record.version)).state == pb.VERSION_STATE_REJECTED
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: shutil.rmtree(folder),
+        lambda folder: (folder / "adapter_config.json").unlink(),
+        lambda folder: tear(folder / "adapter_model.safetensors"),
+    ],
+)
+async def test_a_torn_parent_is_taken_back_and_the_votes_train_the_version_before_it(
+    make: Callable[..., Awaitable[Bench]], tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    bench = await make()
+    await bench.votes(60)
+    torn = await bench.wheel.registry.get((await bench.wheel.turn()).version)
+    spoil(tmp_path / torn.path)
+    await bench.votes(60, first=60)
+    with pytest.raises(AdapterRefused):
+        await bench.wheel.turn()
+    assert (await bench.wheel.registry.get(torn.name)).state == pb.VERSION_STATE_ROLLED_BACK
+    record = await bench.wheel.turn()
+    assert (record.batch.cycle_id, record.batch.parent, record.outcome) == ("cycle-2", "base", "released")
+    assert len(record.batch.event_ids) == 60
+
+
+def tear(file: Path) -> None:
+    file.chmod(0o644)
+    os.truncate(file, file.stat().st_size // 2)
+
+
+async def test_cycles_go_on_after_one_whose_record_is_corrupt(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make()
+    await bench.votes(60)
+    await bench.wheel.turn()
+    store = bench.store
+    await store.call("LSET", store.keys.lineage, 0, b"rotten")
+    await bench.votes(60, first=60)
+    assert (await bench.wheel.turn()).batch.cycle_id == "cycle-2"
 
 
 async def test_votes_on_stale_answers_fit_the_reward_model_but_do_not_train_the_policy(

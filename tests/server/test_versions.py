@@ -52,9 +52,10 @@ class CountingEngine(ScriptedEngine):
 class House:
     """A registry, an artifact folder and a server's versions over them."""
 
-    def __init__(self, config: Config, registry: Registry, write_adapter: Callable[..., Path], folder: Path) -> None:
+    def __init__(self, config: Config, store: Store, write_adapter: Callable[..., Path], folder: Path) -> None:
         self.config = config
-        self.registry = registry
+        self.store = store
+        self.registry = registry = Registry(store)
         self.engine = CountingEngine(config.server.max_adapters)
         self.versions = Versions(self.engine, registry, config)
         self._write = write_adapter
@@ -87,7 +88,7 @@ async def house(
     """Started and following; at most three adapters."""
     config = settings(max_adapters=3)
     store = await Store.open(config.redis.url, config.redis.namespace)
-    made = House(config, Registry(store), write_adapter, tmp_path)
+    made = House(config, store, write_adapter, tmp_path)
     await made.versions.start()
     follow = asyncio.create_task(made.versions.follow())
     yield made
@@ -229,6 +230,18 @@ async def test_a_server_starts_on_the_version_before_a_refused_one(house: House)
     await house.go_live("bad")
     await other.start()
     assert other.live == "v1"
+
+
+async def test_a_server_starts_on_the_version_before_one_whose_record_is_corrupt(house: House) -> None:
+    for name in ("v1", "v2"):
+        await house.publish(name)
+        await house.go_live(name)
+        await house.versions.wait_live(name, 10)
+    await house.store.call("HSET", house.store.keys.versions, "v2", b"rotten")
+    other = Versions(CountingEngine(3), house.registry, house.config)
+    await other.start()
+    assert other.live == "v1"
+    await house.versions.wait_live("v1", 10)
 
 
 async def test_a_server_starts_on_the_live_version(house: House) -> None:

@@ -85,6 +85,13 @@ def test_writing_the_same_again_is_the_same_version(root: Path, record: VersionR
     assert [path.name for path in root.iterdir()] == [record.path]
 
 
+@pytest.mark.parametrize("happen", [shutil.rmtree, lambda folder: (folder / "training").rename(folder / "x")])
+def test_what_was_torn_is_written_again(root: Path, record: VersionRecord, happen: Callable[[Path], object]) -> None:
+    happen(root / record.path)
+    assert write_version(root, "v1", fill, {"parent": "base"}) == (record.path, record.manifest_sha256)
+    verify_version(root, record)
+
+
 def test_other_content_under_one_name_is_another_folder(root: Path, record: VersionRecord) -> None:
     other, _ = write_version(root, "v1", fill, {"parent": "v0"})
     assert other != record.path

@@ -262,6 +262,47 @@ async def test_a_corrupt_record_is_refused_and_left_out_of_lists(registry: Regis
     assert [record.name for record in (await registry.page(10))[0]] == ["v2", "base"]
 
 
+async def rot(store: Store, name: str) -> None:
+    await store.call("HSET", store.keys.versions, name, b"?" + await store.call("HGET", store.keys.versions, name))
+
+
+async def test_a_live_version_whose_record_is_corrupt_can_be_replaced(registry: Registry, store: Store) -> None:
+    await register(registry, "v1", "v2")
+    await registry.promote("v1", "up")
+    await rot(store, "v1")
+    assert await registry.live() == pb.VersionRecord(name="v1")
+    await registry.promote("v2", "up")
+    assert (await registry.get("v1")).state == RETIRED
+
+
+async def test_versions_can_be_registered_after_a_rollback_to_the_base(registry: Registry) -> None:
+    await register(registry, "v1")
+    await registry.promote("v1", "up")
+    await registry.roll_back("a test")
+    await register(registry, "v2")
+    assert (await registry.live()).name == "base"
+
+
+async def test_the_base_needs_no_record(registry: Registry, store: Store) -> None:
+    await registry.live()
+    await rot(store, "base")
+    assert (await registry.get("base")).name == "base"
+    await register(registry, "v1")
+    await registry.promote("v1", "up")
+    assert (await registry.get("base")).state == RETIRED
+
+
+async def test_rolling_back_passes_corrupt_records_over(registry: Registry, store: Store) -> None:
+    await register(registry, "v1", "v2", "v3")
+    for name in ("v1", "v2", "v3"):
+        await registry.promote(name, "up")
+    await rot(store, "v2")
+    await rot(store, "v3")
+    live, taken_back = await registry.roll_back("a test")
+    assert (live.name, taken_back) == ("v1", "v3")
+    assert (await registry.get("v3")).state == ROLLED_BACK
+
+
 # Changes
 
 

@@ -104,10 +104,35 @@ async def test_a_late_learner_freezes_and_commits_nothing(
         await votes.freeze(late, "cycle-1", "base", 1, 100)
     with pytest.raises(LeaseLost):
         await commit(registry, late, batch)
+    with pytest.raises(LeaseLost):
+        await votes.thaw(late)
     assert await registry.lineage(10) == []
     assert await votes.waiting() == 3
     await commit(registry, leader, batch)
     assert await votes.waiting() == 0
+
+
+async def test_an_unreadable_manifest_is_set_aside_and_its_votes_are_frozen_anew(
+    store: Store, turns: TurnLog, feedback: FeedbackLog, votes: VoteStream, lease: Lease, make: Any
+) -> None:
+    ids = await make.vote(turns, feedback, 3)
+    await votes.freeze(lease, "cycle-1", "base", 1, 100)
+    await store.call("HSET", store.keys.manifest, "data", b"rotten")
+    again = await votes.freeze(lease, "cycle-1", "base", 1, 100)
+    assert list(again.event_ids) == ids
+    kept = await store.call("XRANGE", store.keys.dead, "-", "+")
+    assert [fields for _, fields in kept] == [[b"id", b"cycle-1", b"v", b"rotten"]]
+
+
+async def test_votes_of_a_batch_that_is_let_go_wait_again(
+    turns: TurnLog, feedback: FeedbackLog, votes: VoteStream, lease: Lease, make: Any
+) -> None:
+    ids = await make.vote(turns, feedback, 3)
+    await votes.freeze(lease, "cycle-1", "torn", 1, 100)
+    await votes.thaw(lease)
+    again = await votes.freeze(lease, "cycle-1", "base", 1, 100)
+    assert (list(again.event_ids), again.parent) == (ids, "base")
+    assert await votes.dead_letters() == 0
 
 
 async def test_a_cycle_id_is_never_used_again(votes: VoteStream, registry: Registry, lease: Lease) -> None:

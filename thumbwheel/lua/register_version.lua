@@ -7,6 +7,6 @@ if kept then
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
-local live = string.match(redis.call('GET', KEYS[4]) or 'base', '^%S+')
+local live = string.match(redis.call('GET', KEYS[4]) or '', '^%S+') or 'base'
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'v', ARGV[2], 'l', live)
 return 1
