@@ -64,6 +64,11 @@ class RolloutService(rollout_pb2_grpc.RolloutServiceServicer):
                     f"prompts[{index}].token_ids",
                     f"{len(prompt.token_ids)} tokens; must be 1 to {room}, so that max_tokens fit the context",
                 )
+            if max(prompt.token_ids) >= self._engine.vocabulary:
+                raise InvalidInput(
+                    f"prompts[{index}].token_ids",
+                    f"{max(prompt.token_ids)}; the vocabulary has {self._engine.vocabulary} tokens",
+                )
         return sampling
 
     async def _run(self, request: rollout_pb2.RolloutRequest, sampling: SamplingSpec, emit: Emit) -> None:
