@@ -104,6 +104,11 @@ class Boundary(aio.ServerInterceptor):
         """From now on new calls are refused, on old and new connections alike."""
         self._closed = True
 
+    @property
+    def busy(self) -> bool:
+        """Whether a call is running, those aside that have no end of their own."""
+        return not self._ending.none.is_set()
+
     async def idle(self) -> None:
         """Returns when no call is running, those aside that have no end of their own."""
         await self._ending.none.wait()
