@@ -19,6 +19,7 @@ from thumbwheel_client.v1 import record_pb2 as pb
 AT_ONCE = 8
 LONGEST_CALL = 5.0
 ADMIN = tuple(f"/thumbwheel.v1.{service}/" for service in ("ModelService", "RolloutService", "PrivacyService"))
+CHAT = "/thumbwheel.v1.ChatService/Chat"
 ENDLESS = ("/WatchVersions", "/Watch")
 EXPECTED = frozenset(
     {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "PERMISSION_DENIED", "ALREADY_EXISTS", "FAILED_PRECONDITION"}
@@ -28,7 +29,7 @@ EXPECTED = frozenset(
 
 
 def requests(response_id: str) -> dict[str, list[Message]]:
-    """Of every method by its path, for an answer that exists."""
+    """Of every method by its path; votes are on this answer."""
     sampling = pb.Sampling(max_tokens=4, temperature=1, top_p=0.9, stop=["stop"], seed=7)
     messages = [pb.Message(role=pb.ROLE_SYSTEM, content="Be kind."), pb.Message(role=pb.ROLE_USER, content="Grüß dich")]
     asked = chat_pb2.ChatInput(messages=messages, sampling=sampling, n=2, conversation_id="c", version="base")
@@ -37,7 +38,7 @@ def requests(response_id: str) -> dict[str, list[Message]]:
     items = [pb.RankedResponse(response_id=f"{turn_id}-{index}", rank=index + 1) for index in range(2)]
     v1 = "/thumbwheel.v1."
     return {
-        f"{v1}ChatService/Chat": [chat_pb2.ChatRequest(input=asked)],
+        CHAT: [chat_pb2.ChatRequest(input=asked)],
         f"{v1}ChatService/StreamChat": [chat_pb2.StreamChatRequest(input=asked)],
         f"{v1}FeedbackService/Rate": [
             feedback_pb2.RateRequest(response_id=response_id, thumb=pb.THUMB_UP, **vote),
@@ -212,11 +213,16 @@ class Replies:
     unexpected: list[str] = field(default_factory=list)
 
 
-async def send(public: str, admin: str, response_id: str, count: int, seed: int) -> Replies:
+async def send(public: str, admin: str, count: int, seed: int) -> Replies:
     """Sends mutated requests of all methods in turn, as bytes."""
     dice, replies = random.Random(seed), Replies()
-    seeds = [(path, message) for path, variants in requests(response_id).items() for message in variants]
     async with aio.insecure_channel(public) as people, aio.insecure_channel(admin) as operators:
+        [asked] = requests("")[CHAT]
+        reply = await people.unary_unary(
+            CHAT, chat_pb2.ChatRequest.SerializeToString, chat_pb2.ChatResponse.FromString
+        )(asked)
+        known = requests(reply.answers[0].receipt.response_id)
+        seeds = [(path, message) for path, variants in known.items() for message in variants]
 
         async def one(number: int) -> None:
             path, message = seeds[number % len(seeds)]
@@ -272,7 +278,7 @@ async def overwhelm(public: str, count: int) -> Counter[str]:
     async with aio.insecure_channel(public) as channel:
 
         async def one(number: int) -> None:
-            code, _ = await _call(channel, "/thumbwheel.v1.ChatService/Chat", calls[number % len(calls)])
+            code, _ = await _call(channel, CHAT, calls[number % len(calls)])
             codes[code] += 1
 
         await crowd(range(count), AT_ONCE, one)

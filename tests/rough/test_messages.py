@@ -17,7 +17,7 @@ def test_every_method_has_a_request_to_mutate() -> None:
 @pytest.mark.parametrize(("count", "visits"), [(2_000, 20), pytest.param(100_000, 300, marks=pytest.mark.slow)])
 async def test_mutated_messages(server: Target, attackers: Attackers, count: int, visits: int) -> None:
     async with unharmed(server, visits):
-        replies = await attackers.run(messages.send, server.address, server.admin, "t-0", count, 1)
+        replies = await attackers.run(messages.send, server.address, server.admin, count, 1)
     print(replies.codes, f"{replies.undecodable=}")
     assert not replies.unexpected, replies.unexpected[:5]
     assert replies.codes.total() == count
