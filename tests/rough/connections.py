@@ -22,7 +22,7 @@ from tests.http2 import (
 )  # fmt: skip
 
 ENHANCE_YOUR_CALM = 11
-PATIENCE = 1.0
+PATIENCE = 0.3
 SLOWNESS = 0.5
 """Seconds between two bytes of a slow connection."""
 

@@ -1,6 +1,6 @@
 """Hours of use while the learner cycles: nothing fails, nothing gets slower, nothing grows.
 
-THUMBWHEEL_SOAK_MINUTES shortens the hour. What capacity means is measured first, with the learner at work.
+SOAK_MINUTES shortens the hour. What capacity means is measured first, with the learner at work.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from thumbwheel.store import Store
 from thumbwheel_client.v1 import chat_pb2, chat_pb2_grpc, feedback_pb2, feedback_pb2_grpc
 from thumbwheel_client.v1 import record_pb2 as pb
 
-MINUTES = float(os.environ.get("THUMBWHEEL_SOAK_MINUTES", "60"))
+MINUTES = float(os.environ.get("SOAK_MINUTES", "60"))
 SHARE = 0.8
 DRIFT = 1.1
 CAPACITY_SECONDS = 30.0
