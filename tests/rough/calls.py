@@ -14,7 +14,7 @@ from tests.rough.attackers import crowd
 from thumbwheel_client.v1 import chat_pb2, chat_pb2_grpc
 from thumbwheel_client.v1 import record_pb2 as pb
 
-AT_ONCE = 8
+AT_ONCE = 4
 PACE = 0.03
 STREAM_CHAT = "/thumbwheel.v1.ChatService/StreamChat"
 

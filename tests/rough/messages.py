@@ -16,7 +16,7 @@ from tests.rough.attackers import crowd
 from thumbwheel_client.v1 import chat_pb2, feedback_pb2, models_pb2, privacy_pb2, rollout_pb2
 from thumbwheel_client.v1 import record_pb2 as pb
 
-AT_ONCE = 8
+AT_ONCE = 2
 LONGEST_CALL = 5.0
 ADMIN = tuple(f"/thumbwheel.v1.{service}/" for service in ("ModelService", "RolloutService", "PrivacyService"))
 CHAT = "/thumbwheel.v1.ChatService/Chat"
