@@ -61,6 +61,10 @@ class Engine(Protocol):
         """Longest prompt plus answer, in tokens."""
 
     @property
+    def vocabulary(self) -> int:
+        """Token ids are below it."""
+
+    @property
     def eos_token_ids(self) -> frozenset[int]:
         """Tokens that end an answer."""
 
@@ -90,7 +94,8 @@ class Engine(Protocol):
 
         Args:
             request_id: unique among running requests.
-            prompt_token_ids: shorter than `max_context`; the answer ends with "length" where the context does.
+            prompt_token_ids: of the vocabulary and shorter than `max_context`; the answer ends with "length" where the
+                context does.
             priority: lower goes first.
             tenant: only its own prompts are remembered for it; how fast an answer begins tells it nothing of others.
 

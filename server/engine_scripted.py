@@ -54,6 +54,10 @@ class ScriptedEngine:
         return self._max_context
 
     @property
+    def vocabulary(self) -> int:
+        return EOS + 1
+
+    @property
     def eos_token_ids(self) -> frozenset[int]:
         return frozenset({EOS})
 

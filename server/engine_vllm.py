@@ -212,6 +212,10 @@ class VllmEngine:
         return int(self._llm.model_config.max_model_len)
 
     @property
+    def vocabulary(self) -> int:
+        return int(self._llm.model_config.get_vocab_size())
+
+    @property
     def eos_token_ids(self) -> frozenset[int]:
         return self._eos
 

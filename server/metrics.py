@@ -20,6 +20,12 @@ from thumbwheel.turn_log import TurnLog
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REQUESTS = Counter("thumbwheel_requests_total", "Calls that have ended, by method and status code.", ["method", "code"])
+RUNNING_CALLS = Gauge(
+    "thumbwheel_running_calls", "Calls that have begun and not ended, those included whose caller has stopped reading."
+)
+UNREAD_STREAMS = Counter(
+    "thumbwheel_unread_streams_total", "Streams that ran out of time because their callers had stopped reading."
+)
 
 TIME_TO_FIRST_TOKEN = Histogram(
     "thumbwheel_time_to_first_token_seconds",

@@ -14,7 +14,7 @@ from thumbwheel_client.v1 import chat_pb2, record_pb2
 MAX_ANSWERS = 8
 MAX_CONVERSATION_ID_CHARS = 128
 MAX_VERSION_CHARS = 128
-CHARS_PER_TOKEN = 32
+BYTES_PER_TOKEN = 32
 """No text has more: longer input is refused before the tokenizer spends time on it."""
 
 ROLES = {record_pb2.ROLE_SYSTEM: "system", record_pb2.ROLE_USER: "user", record_pb2.ROLE_ASSISTANT: "assistant"}
@@ -90,6 +90,6 @@ def _check_messages(messages: Sequence[record_pb2.Message], max_context: int) ->
             raise InvalidInput(f"{field}.content", "empty")
     if messages[-1].role != record_pb2.ROLE_USER:
         raise InvalidInput(f"input.messages[{len(messages) - 1}].role", "the last message must be ROLE_USER")
-    chars = sum(len(message.content) for message in messages)
-    if chars > CHARS_PER_TOKEN * max_context:
-        raise InvalidInput("input.messages", f"{chars} characters; the context is {max_context} tokens")
+    size = sum(len(message.content.encode()) for message in messages)
+    if size > BYTES_PER_TOKEN * max_context:
+        raise InvalidInput("input.messages", f"{size} bytes; the context is {max_context} tokens")

@@ -64,22 +64,32 @@ class RolloutService(rollout_pb2_grpc.RolloutServiceServicer):
                     f"prompts[{index}].token_ids",
                     f"{len(prompt.token_ids)} tokens; must be 1 to {room}, so that max_tokens fit the context",
                 )
+            if max(prompt.token_ids) >= self._engine.vocabulary:
+                raise InvalidInput(
+                    f"prompts[{index}].token_ids",
+                    f"{max(prompt.token_ids)}; the vocabulary has {self._engine.vocabulary} tokens",
+                )
         return sampling
 
     async def _run(self, request: rollout_pb2.RolloutRequest, sampling: SamplingSpec, emit: Emit) -> None:
         n = request.n or 1
+        wanted = iter([(index, sample) for index in range(len(request.prompts)) for sample in range(n)])
+
+        async def sampler() -> None:
+            for index, sample in wanted:
+                spec = sampling
+                if sampling.seed is not None:
+                    spec = replace(sampling, seed=(sampling.seed + index * n + sample) % SEED_RANGE)
+                blank = rollout_pb2.RolloutResponse(prompt_index=index, sample_index=sample)
+                await self._sample(list(request.prompts[index].token_ids), spec, weights, blank, emit)
+
         # Held for the whole call: the version stays loaded between samples.
         async with self._versions.use(request.version, Reach.LEARNER) as weights:
             try:
-                async with asyncio.TaskGroup() as samples:
-                    for index, prompt in enumerate(request.prompts):
-                        for sample in range(n):
-                            seed = sampling.seed
-                            spec = sampling
-                            if seed is not None:
-                                spec = replace(sampling, seed=(seed + index * n + sample) % SEED_RANGE)
-                            blank = rollout_pb2.RolloutResponse(prompt_index=index, sample_index=sample)
-                            samples.create_task(self._sample(list(prompt.token_ids), spec, weights, blank, emit))
+                async with asyncio.TaskGroup() as samplers:
+                    # No more than can run: thousands of waiting samples, cancelled at once, would hold up everybody.
+                    for _ in range(min(self._limits.rollout_sequences, len(request.prompts) * n)):
+                        samplers.create_task(sampler())
             except ExceptionGroup as group:
                 raise group.exceptions[0] from None
 

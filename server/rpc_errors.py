@@ -10,11 +10,11 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, nullcontext
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc import aio
 from grpc_status import rpc_status
@@ -28,6 +28,8 @@ log = logging.getLogger("thumbwheel.rpc")
 if TYPE_CHECKING:  # generic only for the type checker
     Context = aio.ServicerContext[Any, Any]
     Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]
+Handler = Any
+"""grpc.RpcMethodHandler, whose types know nothing of async handlers."""
 
 OURS = "/thumbwheel.v1."
 ENDLESS = frozenset({"WatchVersions", "Rollout"})
@@ -81,7 +83,10 @@ def _detail(error: Exception) -> Message | None:
 
 
 class Boundary(aio.ServerInterceptor):
-    """Wraps our own methods; health and reflection pass through.
+    """Wraps our own methods; of health and reflection only the decoding, as they answer everybody.
+
+    Requests arrive here as bytes. Bytes that are no request are a caller's mistake: left to grpc they would end as
+    UNKNOWN and with a traceback in the log, for whoever cares to send them.
 
     Args:
         longest: seconds that a call may take when its caller sets no deadline or a longer one.
@@ -99,6 +104,11 @@ class Boundary(aio.ServerInterceptor):
         """From now on new calls are refused, on old and new connections alike."""
         self._closed = True
 
+    @property
+    def busy(self) -> bool:
+        """Whether a call is running, those aside that have no end of their own."""
+        return not self._ending.none.is_set()
+
     async def idle(self) -> None:
         """Returns when no call is running, those aside that have no end of their own."""
         await self._ending.none.wait()
@@ -112,47 +122,61 @@ class Boundary(aio.ServerInterceptor):
         self, continuation: Continuation, details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(details)
-        if handler is None or not details.method.startswith(OURS):
-            return handler
+        if handler is None:
+            return None
+        if not details.method.startswith(OURS):
+            return _foreign(handler)
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                self._streaming(details.method, handler.unary_stream),
-                handler.request_deserializer,
-                handler.response_serializer,
+                self._streaming(details.method, handler), response_serializer=handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(details.method, handler.unary_unary),
-            handler.request_deserializer,
-            handler.response_serializer,
+            self._unary(details.method, handler), response_serializer=handler.response_serializer
         )
 
-    def _unary(self, path: str, answer: Any) -> Callable[[Any, Context], Awaitable[Any]]:
-        async def call(request: Any, context: Context) -> Any:
+    def _unary(self, path: str, handler: Handler) -> Callable[[bytes, Context], Awaitable[Any]]:
+        async def call(raw: bytes, context: Context) -> Any:
             async def body() -> Any:
-                return await answer(request, context)
+                return await handler.unary_unary(_decoded(handler, raw), context)
 
             return await self._guard(path, context, body)
 
         return call
 
-    def _streaming(self, path: str, answer: Any) -> Callable[[Any, Context], Awaitable[None]]:
-        async def call(request: Any, context: Context) -> None:
+    def _streaming(self, path: str, handler: Handler) -> Callable[[bytes, Context], Awaitable[None]]:
+        async def call(raw: bytes, context: Context) -> None:
+            unread = False
+
             async def body() -> None:
+                nonlocal unread
                 # Closed here and not by the garbage collector: closing is what aborts the engine's request, at once.
                 messages: AsyncIterator[Any]
-                async with aclosing(answer(request, context)) as messages:
+                async with aclosing(handler.unary_stream(_decoded(handler, raw), context)) as messages:
                     async for message in messages:
+                        unread = True
                         await context.write(message)
+                        unread = False
 
-            await self._guard(path, context, body)
+            await self._guard(path, context, body, lambda: unread)
 
         return call
 
-    async def _guard(self, path: str, context: Context, body: Callable[[], Awaitable[Any]]) -> Any:
+    async def _guard(
+        self,
+        path: str,
+        context: Context,
+        body: Callable[[], Awaitable[Any]],
+        unread: Callable[[], bool] = lambda: False,
+    ) -> Any:
+        """
+        Args:
+            unread: whether a message is on its way for which the caller gives no room.
+        """
         method = path.rpartition("/")[2]
         if self._closed:
             metrics.REQUESTS.labels(method, "UNAVAILABLE").inc()
-            await _abort(context, status_pb2.Status(code=code_pb2.UNAVAILABLE, message="this server is stopping"))
+            _end(context, status_pb2.Status(code=code_pb2.UNAVAILABLE, message="this server is stopping"))
+            return None
         endless = method in ENDLESS
         calls = self._endless if endless else self._ending
         calls.began()
@@ -165,19 +189,60 @@ class Boundary(aio.ServerInterceptor):
             remaining = context.time_remaining()
             code = "DEADLINE_EXCEEDED" if remaining is not None and remaining <= 0 else "CANCELLED"
             raise
-        except aio.AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the one place where any error becomes a status; status_of logs it
+        except Exception as error:  # the one place where any error becomes a status; status_of logs it
             if isinstance(error, TimeoutError) and limit is not None and limit.expired():
+                if unread():
+                    code = "DEADLINE_EXCEEDED"
+                    metrics.UNREAD_STREAMS.inc()
+                    log.warning("caller_stopped_reading", extra={"method": method, "peer": context.peer()})
+                    # Behind a message that is not taken grpc can send no status: it would wait for ever, or fail.
+                    raise asyncio.CancelledError from error
                 message = f"the call took longer than {self._longest:g} s, the longest this server allows"
                 status = status_pb2.Status(code=code_pb2.DEADLINE_EXCEEDED, message=message)
             else:
                 status = status_of(error)
             code = code_pb2.Code.Name(status.code)
-            await _abort(context, status)
+            _end(context, status)
+            return None
         finally:
             metrics.REQUESTS.labels(method, code).inc()
             calls.ended()
+
+
+def _decoded(handler: Handler, raw: bytes) -> Message:
+    """
+    Raises:
+        InvalidInput: the bytes are no such message.
+    """
+    try:
+        request: Message = handler.request_deserializer(raw)
+    except DecodeError as error:
+        raise errors.InvalidInput("request", str(error)) from error
+    return request
+
+
+def _foreign(handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
+    """A handler of grpc's own services that refuses bytes that are no request."""
+
+    async def requests(raw: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+        async for one in raw:
+            yield _decoded(handler, one)
+
+    async def call(raw: Any, context: Context) -> Any:
+        try:
+            if not handler.request_streaming:
+                return await (handler.unary_stream or handler.unary_unary)(_decoded(handler, raw), context)
+            async for reply in handler.stream_stream(requests(raw), context):
+                await context.write(reply)
+        except errors.InvalidInput as error:
+            _end(context, status_of(error))
+        return None
+
+    if handler.request_streaming:
+        return grpc.stream_stream_rpc_method_handler(call, response_serializer=handler.response_serializer)
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(call, response_serializer=handler.response_serializer)
+    return grpc.unary_unary_rpc_method_handler(call, response_serializer=handler.response_serializer)
 
 
 class _Calls:
@@ -190,14 +255,23 @@ class _Calls:
 
     def began(self) -> None:
         self._count += 1
+        metrics.RUNNING_CALLS.inc()
         self.none.clear()
 
     def ended(self) -> None:
         self._count -= 1
+        metrics.RUNNING_CALLS.dec()
         if not self._count:
             self.none.set()
 
 
-async def _abort(context: Context, status: status_pb2.Status) -> NoReturn:
+def _end(context: Context, status: status_pb2.Status) -> None:
+    """The status with which the call ends when its handler returns.
+
+    Not by `context.abort`: its exception and the call hold each other, and with them the request, until a full garbage
+    collection, which comes after thousands of calls.
+    """
     final = rpc_status.to_status(status)
-    await context.abort(final.code, final.details, final.trailing_metadata)
+    context.set_code(final.code)
+    context.set_details(final.details)
+    context.set_trailing_metadata(final.trailing_metadata)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Iterable
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -99,6 +100,25 @@ async def test_every_bad_request_is_refused_with_its_field_and_limit(
             assert violation.field == field, name
             assert limit in violation.description, name
             assert rpc_status.from_call(refusal.value) is not None
+
+
+async def test_a_long_prompt_is_read_without_holding_up_others(settings: MakeConfig, run_server: RunServer) -> None:
+    reading, read = threading.Event(), threading.Event()
+
+    class SlowReader(ScriptedEngine):
+        def render(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+            if len(messages[0][1]) > 5000:
+                reading.set()
+                read.wait(20)
+            return super().render(messages)
+
+    async with run_server(settings(), SlowReader(max_context=8192)) as server:
+        long = asyncio.ensure_future(server.chat.Chat(chat_pb2.ChatRequest(input=ask((USER, "a" * 6000)).input)))
+        await asyncio.to_thread(reading.wait, 10)
+        assert (await server.chat.Chat(chat_pb2.ChatRequest(input=ask().input), timeout=5)).answers
+        assert not long.done()
+        read.set()
+        assert (await long).answers
 
 
 async def test_events_come_in_order_and_the_answers_interleave(settings: MakeConfig, run_server: RunServer) -> None:

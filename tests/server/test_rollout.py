@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -20,7 +20,7 @@ MakeConfig = Callable[..., Config]
 Until = Callable[..., Awaitable[None]]
 
 
-def rollout(*prompts: bytes, n: int = 1, version: str = "base", **sampling: Any) -> rollout_pb2.RolloutRequest:
+def rollout(*prompts: Sequence[int], n: int = 1, version: str = "base", **sampling: Any) -> rollout_pb2.RolloutRequest:
     return rollout_pb2.RolloutRequest(
         version=version,
         prompts=[rollout_pb2.TokenPrompt(token_ids=prompt) for prompt in prompts],
@@ -97,6 +97,7 @@ BAD = {
     "prompts": rollout(),
     "prompts[1].token_ids": rollout(b"x", b""),
     "prompts[0].token_ids": rollout(b"x" * 4000, max_tokens=200),
+    "prompts[2].token_ids": rollout(b"x", b"x", [EOS + 1]),
     "sampling.temperature": rollout(b"x", temperature=3),
 }
 

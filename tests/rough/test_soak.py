@@ -1,0 +1,147 @@
+"""Hours of use while the learner cycles: nothing fails, nothing gets slower, nothing grows.
+
+SOAK_MINUTES shortens the hour. What capacity means is measured first, with the learner at work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic, perf_counter
+
+import numpy as np
+import psutil
+import pytest
+from grpc import aio
+
+from tests.faults.world import SETTINGS
+from tests.processes import Half, free_port
+from tests.rough.target import GROWTH, Target, complaints, target
+from thumbwheel.registry import Registry
+from thumbwheel.store import Store
+from thumbwheel_client.v1 import chat_pb2, chat_pb2_grpc, feedback_pb2, feedback_pb2_grpc
+from thumbwheel_client.v1 import record_pb2 as pb
+
+MINUTES = float(os.environ.get("SOAK_MINUTES", "60"))
+SHARE = 0.8
+DRIFT = 1.1
+CAPACITY_SECONDS = 30.0
+CROWD = 16
+VOTES = 0.25
+"""Share of the answers that somebody rates."""
+
+
+@dataclass
+class People:
+    """Who come at a given rate, whether or not others have been answered; every failed call fails the test."""
+
+    chat: chat_pb2_grpc.ChatServiceAsyncStub
+    feedback: feedback_pb2_grpc.FeedbackServiceAsyncStub
+    dice: random.Random
+    calls: list[tuple[float, float]] = field(default_factory=list)
+    """When each chat call began, and how many seconds it took."""
+
+    async def one(self) -> None:
+        began = perf_counter()
+        message = pb.Message(role=pb.ROLE_USER, content=f"Question {self.dice.randrange(200)}?")
+        sampling = pb.Sampling(max_tokens=self.dice.randrange(8, 24))
+        request = chat_pb2.ChatRequest(input=chat_pb2.ChatInput(messages=[message], sampling=sampling))
+        answer = (await self.chat.Chat(request, timeout=30)).answers[0]
+        self.calls.append((began, perf_counter() - began))
+        if self.dice.random() < VOTES:
+            response, text = answer.receipt.response_id, answer.text
+            thumb = pb.THUMB_UP if sum(map(ord, text)) % 2 else pb.THUMB_DOWN
+            vote = feedback_pb2.RateRequest(response_id=response, idempotency_key=response, thumb=thumb)
+            await self.feedback.Rate(vote, timeout=30)
+
+    async def capacity(self, seconds: float) -> float:
+        """Calls a second when everybody comes back at once."""
+        before, end = len(self.calls), monotonic() + seconds
+
+        async def member() -> None:
+            while monotonic() < end:
+                await self.one()
+
+        await asyncio.gather(*(member() for _ in range(CROWD)))
+        return (len(self.calls) - before) / seconds
+
+    async def come(self, rate: float, seconds: float) -> None:
+        """Arrivals at random, `rate` a second."""
+        end = monotonic() + seconds
+        async with asyncio.TaskGroup() as people:
+            while monotonic() < end:
+                people.create_task(self.one())
+                await asyncio.sleep(self.dice.expovariate(rate))
+
+
+@asynccontextmanager
+async def cycling(folder: Path, server: Target) -> AsyncIterator[Half]:
+    """A learner that makes versions for the server, beside it."""
+    port = free_port()
+    sets = [*server.half.arguments[1::2], f"learner.http_port={port}", "learner.niceness=15", "learner.max_votes=48"]
+    learner = Half("learner", port, [word for item in sets for word in ("--set", item)], folder / "learner.log")
+    learner.start()
+    try:
+        await learner.ready()
+        yield learner
+    finally:
+        learner.stop()
+
+
+async def watch(processes: dict[str, psutil.Process], memory: dict[str, list[int]]) -> None:
+    """Notes every second how much memory each takes."""
+    while True:
+        for name, process in processes.items():
+            memory[name].append(process.memory_info().rss)
+        await asyncio.sleep(1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(MINUTES * 60 + 600)
+async def test_use_at_four_fifths_of_capacity(tmp_path: Path, tiny_model: Path, redis_url: str) -> None:
+    seconds = MINUTES * 60
+    async with (
+        target(tmp_path, tiny_model, redis_url, *SETTINGS) as server,
+        aio.insecure_channel(server.address) as channel,
+        cycling(tmp_path, server) as learner,
+    ):
+        people = People(
+            chat_pb2_grpc.ChatServiceStub(channel), feedback_pb2_grpc.FeedbackServiceStub(channel), random.Random(1)
+        )
+
+        store = await Store.open(redis_url, "default")
+
+        async def cycles() -> int:
+            return len(await Registry(store).lineage(10_000))
+
+        rate = SHARE * await people.capacity(CAPACITY_SECONDS)
+        await people.come(rate, seconds / 6)  # until caches, pools and the learner's model have their size
+        people.calls.clear()
+        assert server.half.process is not None
+        assert learner.process is not None
+        top = psutil.Process(server.half.process.pid)
+        processes = {"server": top, "engine": top.children()[0], "learner": psutil.Process(learner.process.pid)}
+        memory: dict[str, list[int]] = {name: [] for name in processes}
+        watching = asyncio.create_task(watch(processes, memory))
+        first = await cycles()
+        await people.come(rate, seconds)
+        watching.cancel()
+        made = await cycles() - first
+        await store.close()
+        wrong = complaints(server.half) + complaints(learner)
+    began = people.calls[0][0]
+    thirds = [
+        float(np.percentile([took for at, took in people.calls if part <= (at - began) / seconds * 3 < part + 1], 99))
+        for part in range(3)
+    ]
+    growth = {name: np.median(rss[-len(rss) // 6 :]) / np.median(rss[: len(rss) // 6]) for name, rss in memory.items()}
+    print(f"{rate=:.1f}/s, {len(people.calls)} calls, {made:g} cycles, p99 by thirds {thirds}, {growth=}")
+    assert not wrong, wrong[:3]
+    assert made >= 2
+    assert thirds[-1] < DRIFT * thirds[0]
+    assert max(growth.values()) < GROWTH
