@@ -139,7 +139,9 @@ async def test_use_at_four_fifths_of_capacity(tmp_path: Path, tiny_model: Path, 
         float(np.percentile([took for at, took in people.calls if part <= (at - began) / seconds * 3 < part + 1], 99))
         for part in range(3)
     ]
-    growth = {name: np.median(rss[-len(rss) // 6 :]) / np.median(rss[: len(rss) // 6]) for name, rss in memory.items()}
+    growth = {
+        name: float(np.median(rss[-len(rss) // 6 :]) / np.median(rss[: len(rss) // 6])) for name, rss in memory.items()
+    }
     print(f"{rate=:.1f}/s, {len(people.calls)} calls, {made:g} cycles, p99 by thirds {thirds}, {growth=}")
     assert not wrong, wrong[:3]
     assert made >= 2
