@@ -6,9 +6,11 @@ They are forked from a process that has imported vllm, torch and transformers, w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import urllib.error
@@ -39,9 +41,12 @@ def _run(name: str, arguments: list[str], log: Path, before: Callable[[], None] 
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below those that the system lends to connections: one of these could take it before its server starts."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass
