@@ -26,6 +26,8 @@ EXPECTED = {
     "thumbwheel_tokens": "counter",
     "thumbwheel_queued_answers": "gauge",
     "thumbwheel_running_answers": "gauge",
+    "thumbwheel_running_calls": "gauge",
+    "thumbwheel_unread_streams": "counter",
     "thumbwheel_revoked_rollouts": "counter",
     "thumbwheel_limited_calls": "counter",
     "thumbwheel_refused_callers": "counter",
