@@ -30,7 +30,7 @@ RECOVERY = 5.0
 GROWTH = 1.05
 SLOWDOWN = 2.0
 ENOUGH = 200
-"""Calls from which on a p99 says more than the slowest of them does."""
+"""Calls from which on a p99 says more than the slowest of them does, and growth more than first use does."""
 
 
 def complaints(half: Half) -> list[str]:
@@ -169,6 +169,8 @@ class Visitor:
 async def unharmed(server: Target, visits: int) -> AsyncIterator[None]:
     """Whatever happens inside: a visitor beside it is answered, at least half as fast, and nothing stays behind.
 
+    Pace and memory are judged in long runs alone.
+
     Args:
         visits: how many calls say how fast the server is when nobody bothers it.
     """
@@ -186,6 +188,7 @@ async def unharmed(server: Target, visits: int) -> AsyncIterator[None]:
     growth = {pid: after[pid] / bytes_ for pid, bytes_ in before.items()}
     print(f"p99 of {len(calm)} and {len(rough)} visits: {slow[0]:.3f} s, {slow[1]:.3f} s; {growth=}")
     assert not server.complaints()[old:], server.complaints()[old:][:3]
-    assert max(growth.values()) < GROWTH
+    if visits >= ENOUGH:
+        assert max(growth.values()) < GROWTH
     if min(len(calm), len(rough)) >= ENOUGH:
         assert slow[1] < SLOWDOWN * slow[0]
