@@ -322,3 +322,13 @@ async def audit(here: World) -> Audit:
         cycles=len(lineage),
         broken_lineage=broken,
     )
+
+
+async def nothing_lost(here: World) -> Audit:
+    """What the learner made of the votes in the end: all that it could, and each once."""
+    await here.settled()
+    found = await audit(here)
+    print(found)
+    assert found.sound, found
+    assert found.untrained < MIN_VOTES, found
+    return found
