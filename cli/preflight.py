@@ -46,6 +46,18 @@ def check_disk(folder: Path, need: int) -> None:
         )
 
 
+def check_rollouts(settings: Config) -> None:
+    """
+    Raises:
+        SetupError: the server would refuse the learner here the versions that it learns with.
+    """
+    if settings.server.weights == "merged":
+        raise SetupError(
+            'server.weights is "merged": such a server answers with the live version alone, and the learner beside it\n'
+            "  could not try a new one. Start it with `thumbwheel serve`, and the learner where a server holds adapters"
+        )
+
+
 def check_perimeter(settings: Config) -> None:
     """
     Raises:

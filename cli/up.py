@@ -64,6 +64,7 @@ def _check(settings: Config) -> tuple[Config, Program | None]:
     """
     preflight.check_writable(settings.data_dir)
     preflight.check_perimeter(settings)
+    preflight.check_rollouts(settings)
     settings = preflight.take_ports(settings)
     base_model.check(settings)
     room = preflight.ROOM + (0 if base_model.is_prepared(settings) else base_model.ROOM)

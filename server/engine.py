@@ -44,6 +44,8 @@ class Chunk:
         token_ids: every sampled token, an end-of-turn token included.
         logprobs: nats, one per token, as sampled (after temperature and top-p).
         finish: set on the answer's last chunk. "stop": an end-of-turn token or a stop string.
+        changes: (place in token_ids, name of the version that sampled from there on), where weights changed under the
+            answer.
     """
 
     index: int
@@ -51,10 +53,15 @@ class Chunk:
     token_ids: list[int]
     logprobs: list[float]
     finish: Finish | None
+    changes: tuple[tuple[int, str], ...] = ()
 
 
 class Engine(Protocol):
-    """Samples answers from a base model and from adapters loaded beside it."""
+    """Samples answers from a base model and from versions loaded beside it."""
+
+    @property
+    def one_version(self) -> bool:
+        """Whether only the version last switched to answers, rather than any that is loaded."""
 
     @property
     def max_context(self) -> int:
@@ -116,6 +123,16 @@ class Engine(Protocol):
 
     async def unload(self, adapter_id: int) -> None:
         """Frees the adapter's slot; nothing happens if it is not loaded."""
+
+    async def switch(self, weights: Weights) -> None:
+        """Makes `weights` answer from the next step on, running answers included, where only one version can.
+
+        Elsewhere nothing happens. What is begun after the call counts as begun with the new weights.
+
+        Raises:
+            NotFound: `weights` are not loaded.
+            EngineDead: the engine is gone.
+        """
 
     async def forget_prompts(self) -> None:
         """Empties the prefix cache. Running answers go on, once their prompts have been read again.

@@ -31,6 +31,8 @@ class ScriptedEngine:
         token_seconds: pause before each token; 0 only yields to the event loop.
     """
 
+    one_version = False
+
     def __init__(
         self,
         max_context: int = 4096,
@@ -132,6 +134,11 @@ class ScriptedEngine:
 
     async def unload(self, adapter_id: int) -> None:
         self.loaded.pop(adapter_id, None)
+
+    async def switch(self, weights: Weights) -> None:
+        await self.check()
+        if weights.adapter_id and self.loaded.get(weights.adapter_id) != weights:
+            raise NotFound(f"version {weights.name} is not loaded")
 
     def die(self) -> None:
         """From now on this engine behaves like one whose process is gone."""

@@ -49,6 +49,8 @@ async def start_engine(config: Config) -> VllmEngine:
     Raises:
         SetupError: the model cannot be served; the engine process' own log says more.
     """
+    from server.engine_merged import MergedVllmEngine  # which is a VllmEngine, and needs this module first
+
     if config.model.path == "embedded":
         raise SetupError("model.path is still 'embedded'; `thumbwheel serve` prepares that model and passes its folder")
     folder = Path(config.model.path)
@@ -58,7 +60,8 @@ async def start_engine(config: Config) -> VllmEngine:
     # the engine, until the interpreter's end.
     await asyncio.to_thread(_import_vllm, config.log.level == "debug")
     llm = await _in_new_thread(lambda: _launch(config))
-    engine = VllmEngine(llm, max_adapters=config.server.max_adapters)
+    kind = MergedVllmEngine if config.server.weights == "merged" else VllmEngine
+    engine = kind(llm, max_adapters=config.server.max_adapters)
     try:
         # The first request of a process costs seconds: kernels are chosen and memory is touched for the first time.
         warm_up = SamplingSpec(max_tokens=2, temperature=1.0, top_p=0.9, stop=(), seed=0)
@@ -132,15 +135,21 @@ def engine_settings(config: Config, on_cpu: bool) -> dict[str, Any]:
         "scheduling_policy": "priority",
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",  # as sampled: after temperature and top-p
-        "enable_lora": True,
-        "max_loras": server.max_adapters,
-        "max_cpu_loras": server.max_adapters,
-        "max_lora_rank": next(rank for rank in LORA_RANKS if rank >= server.max_lora_rank),
-        "lora_target_modules": LORA_MODULES,
         "worker_cls": "server.engine_worker.Worker",
         "additional_config": {"server_pid": os.getpid(), "threads": server.threads or len(os.sched_getaffinity(0))},
         "use_tqdm_on_load": False,
     }
+    if server.weights == "merged":
+        # vLLM would otherwise plan a step before it knows the last one's tokens, and `merged_switch` could not count.
+        settings |= {"worker_extension_cls": "server.engine_merged_worker.MergedWeights", "async_scheduling": False}
+    else:
+        settings |= {
+            "enable_lora": True,
+            "max_loras": server.max_adapters,
+            "max_cpu_loras": server.max_adapters,
+            "max_lora_rank": next(rank for rank in LORA_RANKS if rank >= server.max_lora_rank),
+            "lora_target_modules": LORA_MODULES,
+        }
     if on_cpu:
         return settings | {
             "dtype": "float32" if config.model.dtype == "auto" else config.model.dtype,
@@ -197,6 +206,8 @@ def _settle(done: asyncio.Future[T], result: T | None, error: BaseException | No
 class VllmEngine:
     """Obeys ``engine.Engine``; start it with `start_engine`."""
 
+    one_version = False
+
     def __init__(self, llm: Any, max_adapters: int) -> None:
         self._llm = llm
         self._max_adapters = max_adapters
@@ -249,9 +260,7 @@ class VllmEngine:
         # Without sampling all n answers are one; vLLM refuses to compute it n times, and so do we.
         copies = n if sampling.temperature == 0 else 1
         outputs = self._llm.generate(
-            # The salt keeps the prefix cache of a version, and of a tenant, its own. A version's name has no slash and
-            # is never used again.
-            {"prompt_token_ids": list(prompt_token_ids), "cache_salt": f"{weights.name}/{tenant}"},
+            {"prompt_token_ids": list(prompt_token_ids), "cache_salt": self._cache_salt(weights, tenant)},
             _sampling_params(sampling, n // copies),
             request_id,
             lora_request=self._lora_request(weights),
@@ -269,6 +278,10 @@ class VllmEngine:
             raise EngineDead("the engine's process is gone") from error
         finally:
             self._running.discard(request_id)
+
+    def _cache_salt(self, weights: Weights, tenant: str) -> str:
+        """Keeps the prefix cache of a version, and of a tenant, its own."""
+        return f"{weights.name}/{tenant}"  # a version's name has no slash and is never used again
 
     def _lora_request(self, weights: Weights) -> Any:
         """None for the base. vLLM would read a path that it does not know in mid-step, and die if it is bad."""
@@ -305,6 +318,9 @@ class VllmEngine:
     async def unload(self, adapter_id: int) -> None:
         if self._loaded.pop(adapter_id, None) is not None:
             await self._llm.remove_lora(adapter_id)
+
+    async def switch(self, weights: Weights) -> None:
+        self._lora_request(weights)
 
     async def forget_prompts(self) -> None:
         from vllm.v1.engine.exceptions import EngineDeadError

@@ -56,7 +56,7 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         _check_reason(request.reason)
         name = _name(request.name)
         # Verified and loaded first: what this server would refuse never becomes live, not even for a moment.
-        async with self._versions.use(name):
+        async with self._versions.hold(name):
             live, previous = await self._registry.promote(name, request.reason)
             await self._followed(live)
         return models_pb2.PromoteResponse(live=live, previous=previous)

@@ -18,7 +18,7 @@ from server.streams import stream
 from server.turns import REASONS
 from server.versions import Reach, Versions
 from thumbwheel import config
-from thumbwheel.errors import InvalidInput
+from thumbwheel.errors import InvalidInput, NotReady
 from thumbwheel_client.v1 import rollout_pb2, rollout_pb2_grpc
 
 MAX_SAMPLES = 4096
@@ -114,6 +114,10 @@ class RolloutService(rollout_pb2_grpc.RolloutServiceServicer):
         chunks = self._engine.generate(f"r{secrets.token_hex(12)}", prompt, sampling, 1, weights, PRIORITY)
         async with aclosing(chunks):
             async for chunk in chunks:
+                if chunk.changes:
+                    raise NotReady(
+                        f"version {weights.name} is not live any more; part of a sample is another's"
+                    )
                 sample.text += chunk.text
                 sample.token_ids.extend(chunk.token_ids)
                 sample.logprobs.extend(chunk.logprobs)

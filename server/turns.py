@@ -56,6 +56,8 @@ class Answer:
 
     def add(self, chunk: Chunk) -> None:
         self._texts.append(chunk.text)
+        for place, version in chunk.changes:
+            self.record.spans.add(version=version, first_token=len(self.record.token_ids) + place)
         self.record.token_ids.extend(chunk.token_ids)
         self.record.logprobs.extend(chunk.logprobs)
         if self._first_token is None and chunk.token_ids:
@@ -182,6 +184,8 @@ class Turns:
         status = await self._append(turn, answer)
         usage = chat_pb2.Usage(prompt_tokens=len(turn.prompt_token_ids), completion_tokens=len(answer.record.token_ids))
         finish = chat_pb2.Finish(reason=answer.record.finish_reason, usage=usage, log_status=status)
+        if len(answer.record.spans) > 1:
+            finish.spans.extend(answer.record.spans)
         emit(Event(index=answer.record.index, finish=finish))
 
 

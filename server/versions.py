@@ -149,11 +149,23 @@ class Versions:
 
     @asynccontextmanager
     async def use(self, name: str | None = None, reach: Reach = Reach.OPERATORS) -> AsyncIterator[Weights]:
-        """Holds a version in the engine for as long as the context lasts; loads it first where needed.
+        """Holds a version for who wants an answer from it; None means the live one, which never waits.
 
-        Args:
-            name: None means the live one, which never waits.
-            reach: what may be used.
+        Raises:
+            NotReady: it is not live, and only the live one can answer here.
+            As `hold` does.
+        """
+        if name not in (None, self._live) and self._engine.one_version:
+            raise NotReady(
+                f"version {name} is not live, and this server answers with the live version only (server.weights is "
+                '"merged"); ask one that holds adapters'
+            )
+        async with self.hold(self._live if name is None else name, reach) as weights:
+            yield weights
+
+    @asynccontextmanager
+    async def hold(self, name: str, reach: Reach = Reach.OPERATORS) -> AsyncIterator[Weights]:
+        """Keeps a version in the engine for as long as the context lasts; loads it first where needed.
 
         Raises:
             NotFound: no such version.
@@ -161,7 +173,7 @@ class Versions:
             AdapterRefused: its files must not reach the engine.
             Overloaded: every place is in use.
         """
-        place = self._places[self._live] if name is None else await self._find(name, reach)
+        place = self._places[name] if name == self._live else await self._find(name, reach)
         place.users += 1
         try:
             if place.loaded is not None:
@@ -177,9 +189,9 @@ class Versions:
         name, started = self._target, time.monotonic()
         while True:
             try:
-                async with self.use(name, Reach.LEARNER):
+                async with self.hold(name, Reach.LEARNER) as weights:
                     if name != self._live:
-                        await self._point(name)
+                        await self._point(weights)
                         metrics.SWAPS.labels("moved").inc()
                         metrics.SWAP_SECONDS.observe(time.monotonic() - started)
                 return True
@@ -192,8 +204,11 @@ class Versions:
                 log.warning("swap_waits", extra={"version": name, "error": str(error)})
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _point(self, name: str) -> None:
+    async def _point(self, weights: Weights) -> None:
+        name = weights.name
+        # No wait between these two: a call that reads the new name must be answered by its weights.
         self._previous, self._live = self._live, name
+        await self._engine.switch(weights)
         metrics.show_live(name)
         log.info("swapped", extra={"version": name, "previous": self._previous})
         async with self._moved:

@@ -66,6 +66,9 @@ class Server(Section):
     """Share of GPU memory for the engine; the rest is the learner's."""
     tensor_parallel: Positive = 1
     """GPUs one engine spans."""
+    weights: Literal["adapters", "merged"] = "adapters"
+    """"adapters": versions lie beside each other, and running answers end on theirs. "merged": full weights of the live
+    version alone, exchanged under running answers; the learner then needs another server for its rollouts."""
     max_adapters: Annotated[int, Field(ge=3)] = 6
     """Versions resident in the engine: live, previous, candidate and pins."""
     max_lora_rank: Positive = 16

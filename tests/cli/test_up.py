@@ -223,6 +223,11 @@ def test_file_in_place_of_the_data_directory(tmp_path: Path) -> None:
     assert (tmp_path / "data").read_text() == "mine"
 
 
+def test_server_that_the_learner_could_not_use(tmp_path: Path) -> None:
+    said = refused(*command("up", tmp_path / "data", "--set", "server.weights=merged"))
+    assert "thumbwheel serve" in said
+
+
 def test_model_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     said = refused(*command("up", tmp_path / "data", "--set", f"model.path={tmp_path / 'model'}"))

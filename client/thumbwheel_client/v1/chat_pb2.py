@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from thumbwheel_client.v1 import record_pb2 as thumbwheel_dot_v1_dot_record__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18thumbwheel/v1/chat.proto\x12\rthumbwheel.v1\x1a\x1athumbwheel/v1/record.proto\"\x95\x01\n\tChatInput\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.thumbwheel.v1.Message\x12)\n\x08sampling\x18\x02 \x01(\x0b\x32\x17.thumbwheel.v1.Sampling\x12\t\n\x01n\x18\x03 \x01(\r\x12\x17\n\x0f\x63onversation_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\"6\n\x0b\x43hatRequest\x12\'\n\x05input\x18\x01 \x01(\x0b\x32\x18.thumbwheel.v1.ChatInput\"<\n\x11StreamChatRequest\x12\'\n\x05input\x18\x01 \x01(\x0b\x32\x18.thumbwheel.v1.ChatInput\"@\n\x07Receipt\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"\x88\x01\n\x06\x46inish\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.thumbwheel.v1.FinishReason\x12#\n\x05usage\x18\x02 \x01(\x0b\x32\x14.thumbwheel.v1.Usage\x12,\n\nlog_status\x18\x03 \x01(\x0e\x32\x18.thumbwheel.v1.LogStatus\"f\n\x06\x41nswer\x12\'\n\x07receipt\x18\x01 \x01(\x0b\x32\x16.thumbwheel.v1.Receipt\x12\x0c\n\x04text\x18\x02 \x01(\t\x12%\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x15.thumbwheel.v1.Finish\"6\n\x0c\x43hatResponse\x12&\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x15.thumbwheel.v1.Answer\"\x91\x01\n\x12StreamChatResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12)\n\x07receipt\x18\x02 \x01(\x0b\x32\x16.thumbwheel.v1.ReceiptH\x00\x12\x0f\n\x05\x64\x65lta\x18\x03 \x01(\tH\x00\x12\'\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x15.thumbwheel.v1.FinishH\x00\x42\x07\n\x05\x65vent*q\n\tLogStatus\x12\x1a\n\x16LOG_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11LOG_STATUS_LOGGED\x10\x01\x12\x16\n\x12LOG_STATUS_PENDING\x10\x02\x12\x19\n\x15LOG_STATUS_NOT_LOGGED\x10\x03\x32\xa3\x01\n\x0b\x43hatService\x12?\n\x04\x43hat\x12\x1a.thumbwheel.v1.ChatRequest\x1a\x1b.thumbwheel.v1.ChatResponse\x12S\n\nStreamChat\x12 .thumbwheel.v1.StreamChatRequest\x1a!.thumbwheel.v1.StreamChatResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18thumbwheel/v1/chat.proto\x12\rthumbwheel.v1\x1a\x1athumbwheel/v1/record.proto\"\x95\x01\n\tChatInput\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.thumbwheel.v1.Message\x12)\n\x08sampling\x18\x02 \x01(\x0b\x32\x17.thumbwheel.v1.Sampling\x12\t\n\x01n\x18\x03 \x01(\r\x12\x17\n\x0f\x63onversation_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\"6\n\x0b\x43hatRequest\x12\'\n\x05input\x18\x01 \x01(\x0b\x32\x18.thumbwheel.v1.ChatInput\"<\n\x11StreamChatRequest\x12\'\n\x05input\x18\x01 \x01(\x0b\x32\x18.thumbwheel.v1.ChatInput\"@\n\x07Receipt\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"\xb3\x01\n\x06\x46inish\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.thumbwheel.v1.FinishReason\x12#\n\x05usage\x18\x02 \x01(\x0b\x32\x14.thumbwheel.v1.Usage\x12,\n\nlog_status\x18\x03 \x01(\x0e\x32\x18.thumbwheel.v1.LogStatus\x12)\n\x05spans\x18\x04 \x03(\x0b\x32\x1a.thumbwheel.v1.VersionSpan\"f\n\x06\x41nswer\x12\'\n\x07receipt\x18\x01 \x01(\x0b\x32\x16.thumbwheel.v1.Receipt\x12\x0c\n\x04text\x18\x02 \x01(\t\x12%\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x15.thumbwheel.v1.Finish\"6\n\x0c\x43hatResponse\x12&\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x15.thumbwheel.v1.Answer\"\x91\x01\n\x12StreamChatResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12)\n\x07receipt\x18\x02 \x01(\x0b\x32\x16.thumbwheel.v1.ReceiptH\x00\x12\x0f\n\x05\x64\x65lta\x18\x03 \x01(\tH\x00\x12\'\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x15.thumbwheel.v1.FinishH\x00\x42\x07\n\x05\x65vent*q\n\tLogStatus\x12\x1a\n\x16LOG_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11LOG_STATUS_LOGGED\x10\x01\x12\x16\n\x12LOG_STATUS_PENDING\x10\x02\x12\x19\n\x15LOG_STATUS_NOT_LOGGED\x10\x03\x32\xa3\x01\n\x0b\x43hatService\x12?\n\x04\x43hat\x12\x1a.thumbwheel.v1.ChatRequest\x1a\x1b.thumbwheel.v1.ChatResponse\x12S\n\nStreamChat\x12 .thumbwheel.v1.StreamChatRequest\x1a!.thumbwheel.v1.StreamChatResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'thumbwheel_client.v1.chat_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LOGSTATUS']._serialized_start=913
-  _globals['_LOGSTATUS']._serialized_end=1026
+  _globals['_LOGSTATUS']._serialized_start=956
+  _globals['_LOGSTATUS']._serialized_end=1069
   _globals['_CHATINPUT']._serialized_start=72
   _globals['_CHATINPUT']._serialized_end=221
   _globals['_CHATREQUEST']._serialized_start=223
@@ -45,13 +45,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGE']._serialized_start=407
   _globals['_USAGE']._serialized_end=464
   _globals['_FINISH']._serialized_start=467
-  _globals['_FINISH']._serialized_end=603
-  _globals['_ANSWER']._serialized_start=605
-  _globals['_ANSWER']._serialized_end=707
-  _globals['_CHATRESPONSE']._serialized_start=709
-  _globals['_CHATRESPONSE']._serialized_end=763
-  _globals['_STREAMCHATRESPONSE']._serialized_start=766
-  _globals['_STREAMCHATRESPONSE']._serialized_end=911
-  _globals['_CHATSERVICE']._serialized_start=1029
-  _globals['_CHATSERVICE']._serialized_end=1192
+  _globals['_FINISH']._serialized_end=646
+  _globals['_ANSWER']._serialized_start=648
+  _globals['_ANSWER']._serialized_end=750
+  _globals['_CHATRESPONSE']._serialized_start=752
+  _globals['_CHATRESPONSE']._serialized_end=806
+  _globals['_STREAMCHATRESPONSE']._serialized_start=809
+  _globals['_STREAMCHATRESPONSE']._serialized_end=954
+  _globals['_CHATSERVICE']._serialized_start=1072
+  _globals['_CHATSERVICE']._serialized_end=1235
 # @@protoc_insertion_point(module_scope)

@@ -201,6 +201,7 @@ class Finish(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     LOG_STATUS_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
     reason: _record_pb2.FinishReason.ValueType
     """Why it ended."""
     log_status: Global___LogStatus.ValueType
@@ -209,16 +210,23 @@ class Finish(_message.Message):
     def usage(self) -> Global___Usage:
         """What it used."""
 
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.VersionSpan]:
+        """Which version sampled which tokens, where that is not the receipt's all along: a server with merged weights
+        (server.weights) changes them under running answers.
+        """
+
     def __init__(
         self,
         *,
         reason: _record_pb2.FinishReason.ValueType = ...,
         usage: Global___Usage | None = ...,
         log_status: Global___LogStatus.ValueType = ...,
+        spans: _abc.Iterable[_record_pb2.VersionSpan] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_status", b"log_status", "reason", b"reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_status", b"log_status", "reason", b"reason", "spans", b"spans", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
