@@ -52,6 +52,9 @@ SWAP_SECONDS = Histogram(
     "From the news of a change to the moment when new requests use the new version.",
     buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
+CROSSED_ANSWERS = Counter(
+    "thumbwheel_crossed_answers_total", "Answers that more than one version sampled (server.weights = merged)."
+)
 REFUSED_ADAPTERS = Counter("thumbwheel_refused_adapters_total", "Adapters that failed verification.", ["reason"])
 
 LIMITED_CALLS = Counter(

@@ -185,6 +185,7 @@ class Turns:
         usage = chat_pb2.Usage(prompt_tokens=len(turn.prompt_token_ids), completion_tokens=len(answer.record.token_ids))
         finish = chat_pb2.Finish(reason=answer.record.finish_reason, usage=usage, log_status=status)
         if len(answer.record.spans) > 1:
+            metrics.CROSSED_ANSWERS.inc()
             finish.spans.extend(answer.record.spans)
         emit(Event(index=answer.record.index, finish=finish))
 

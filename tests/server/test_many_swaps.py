@@ -18,9 +18,10 @@ from thumbwheel.store import Store
 from thumbwheel_client.v1 import chat_pb2, chat_pb2_grpc, models_pb2, models_pb2_grpc
 from thumbwheel_client.v1 import record_pb2 as pb
 
-VERSIONS = 8
-"""More than the engine has places for, so that they are loaded and unloaded all the time."""
-PLACES = 4
+VERSIONS = 10
+"""More than there are places for, so that they are loaded and unloaded all the time."""
+PLACES = 6
+"""One for every stream that ends on an old version, the live one, and the one to come."""
 STREAMS = 4
 QUESTIONS = ("Why do wheels turn?", "What is salt?", "Name a river.")
 GROWTH = 1.02
@@ -55,7 +56,7 @@ async def test_every_answer_is_its_versions_own(
     names = [f"v{number}" for number in range(VERSIONS)]
     for seed, name in enumerate(names):
         path, digest = write_version(
-            tmp_path / "versions", name, lambda folder, seed=seed: write_adapter(folder, seed=seed, size=0.2),
+            tmp_path / "versions", name, lambda folder, seed=seed: write_adapter(folder, seed=seed, size=0.12),
             {"base_digest": model_digest(tiny_model)},
         )  # fmt: skip
         await Registry(store).register(

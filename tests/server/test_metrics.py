@@ -32,6 +32,7 @@ EXPECTED = {
     "thumbwheel_limited_calls": "counter",
     "thumbwheel_refused_callers": "counter",
     "thumbwheel_live_version_info": "gauge",
+    "thumbwheel_crossed_answers": "counter",
     "thumbwheel_swaps": "counter",
     "thumbwheel_swap_seconds": "histogram",
     "thumbwheel_refused_adapters": "counter",
