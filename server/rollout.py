@@ -115,9 +115,7 @@ class RolloutService(rollout_pb2_grpc.RolloutServiceServicer):
         async with aclosing(chunks):
             async for chunk in chunks:
                 if chunk.changes:
-                    raise NotReady(
-                        f"version {weights.name} is not live any more; part of a sample is another's"
-                    )
+                    raise NotReady(f"version {weights.name} is not live any more; part of a sample is another's")
                 sample.text += chunk.text
                 sample.token_ids.extend(chunk.token_ids)
                 sample.logprobs.extend(chunk.logprobs)
