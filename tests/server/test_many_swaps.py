@@ -29,7 +29,7 @@ GROWTH = 1.02
 
 def question(content: str, version: str = "") -> chat_pb2.StreamChatRequest:
     message = pb.Message(role=pb.ROLE_USER, content=content)
-    sampling = pb.Sampling(max_tokens=24, temperature=0)
+    sampling = pb.Sampling(max_tokens=12, temperature=0)
     return chat_pb2.StreamChatRequest(input=chat_pb2.ChatInput(messages=[message], sampling=sampling, version=version))
 
 
@@ -64,6 +64,7 @@ async def test_every_answer_is_its_versions_own(
                 name=name, state=pb.VERSION_STATE_CANDIDATE, parent="base", path=path, manifest_sha256=digest
             )
         )
+    await store.close()
     async with (
         target(tmp_path, tiny_model, own_redis.url, f"server.max_adapters={PLACES}") as server,
         aio.insecure_channel(server.address) as people,
@@ -77,7 +78,7 @@ async def test_every_answer_is_its_versions_own(
         for content in QUESTIONS:
             assert len({golden[name, content] for name in ("base", *names)}) == VERSIONS + 1
 
-        done = asyncio.Event()
+        done, came = asyncio.Event(), asyncio.Condition()
         seen: dict[str, int] = {}
 
         async def visit(contents: itertools.cycle[str]) -> None:
@@ -85,14 +86,20 @@ async def test_every_answer_is_its_versions_own(
                 content = next(contents)
                 by, text = await answer(chat, content)
                 assert text == golden[by, content], by
-                seen[by] = seen.get(by, 0) + 1
+                async with came:
+                    seen[by] = seen.get(by, 0) + 1
+                    came.notify_all()
 
         async def operate() -> None:
             memory: dict[int, int] = {}
             for number in range(swaps):
                 if number == swaps // 10:
                     memory = server.memory()
-                await models.Promote(models_pb2.PromoteRequest(name=names[number % VERSIONS]), timeout=30)
+                name = names[number % VERSIONS]
+                before = seen.get(name, 0)
+                await models.Promote(models_pb2.PromoteRequest(name=name), timeout=30)
+                async with came:  # otherwise most versions are gone before anybody is answered by them
+                    await came.wait_for(lambda name=name, before=before: seen.get(name, 0) > before)
                 if number % 50 == 49:
                     await models.Rollback(models_pb2.RollbackRequest(reason="a test says so"), timeout=30)
             done.set()
@@ -107,4 +114,3 @@ async def test_every_answer_is_its_versions_own(
             tasks.create_task(operate())
         assert seen.keys() >= set(names)
         assert not server.complaints()
-    await store.close()
