@@ -13,8 +13,10 @@ For every swap:
     worst gap    between two tokens of a running stream, from the call until a second after the activation
     rollback     from the call to its answer
 
-beside the median gap between tokens in the same run. vLLM's own ways answer some requests with halves of both: they
-have no versions, so nothing says which. A stream that was cut or refused is counted as failed.
+beside the median gap between tokens in the same run, and beside the worst gap of windows in which somebody new is answered
+too but nothing is swapped: a new prompt is computed in one step with everybody's next token. vLLM's own ways answer some
+requests with halves of both: they have no versions, so nothing says which. A stream that was cut or refused is counted as
+failed.
 """
 
 from __future__ import annotations
@@ -159,34 +161,36 @@ class Crowd:
     """Streams that run all the time, and when each of their tokens came."""
 
     def __init__(self, way: Way) -> None:
-        self.gaps: list[tuple[float, float]] = []
-        """(when it ended, seconds) of every pause between two tokens of a stream."""
+        self.gaps: list[float] = []
+        """Seconds between any two tokens of a stream, in the order of their ends."""
         self.answers = self.failed = 0
         self._way = way
         self._questions = itertools.cycle(prompts.rated())
 
     async def run(self, stop: asyncio.Event) -> None:
-        await asyncio.gather(*(self._stream(stop) for _ in range(STREAMS)))
+        await asyncio.gather(*(self._stream(number, stop) for number in range(1, STREAMS + 1)))
 
-    async def _stream(self, stop: asyncio.Event) -> None:
+    async def _stream(self, number: int, stop: asyncio.Event) -> None:
+        tokens = TOKENS * number // STREAMS  # so that they do not all end, and begin again, in the same step
         while not stop.is_set():
             last = None
             try:
-                async for _ in self._way.ask(next(self._questions), TOKENS):
+                async for _ in self._way.ask(next(self._questions), tokens):
                     now = time.perf_counter()
                     if last is not None:
-                        self.gaps.append((now, now - last))
+                        self.gaps.append(now - last)
                     last = now
                 self.answers += 1
             except Failed:
                 self.failed += 1
+            tokens = TOKENS
 
 
-async def first_token(way: Way, name: str) -> float:
+async def first_token(way: Way, name: str, prompt: str) -> float:
     """When a new request got its first token from a version."""
     while True:
         try:
-            async with aclosing(way.ask("Hi", 1)) as answer:
+            async with aclosing(way.ask(prompt, 1)) as answer:
                 async for by in answer:
                     if by == name:
                         return time.perf_counter()
@@ -199,20 +203,27 @@ async def measure(way: Way, names: list[str]) -> dict[str, Any]:
     crowd, stop = Crowd(way), asyncio.Event()
     running = asyncio.create_task(crowd.run(stop))
     await asyncio.sleep(5)
-    activation, rollback, worst = [], [], []
+    activation, rollback, worst, quiet = [], [], [], []
+    live = "base"
     for number, name in enumerate(names, start=1):
+        seen = len(crowd.gaps)
+        await first_token(way, live, f"Hi, I am number {number}.")
+        await asyncio.sleep(AFTER)
+        quiet.append(max(crowd.gaps[seen:]))
         seen, began = len(crowd.gaps), time.perf_counter()
         await way.swap(name)
-        activation.append(await first_token(way, name) - began)
+        activation.append(await first_token(way, name, "Hi") - began)
         await asyncio.sleep(AFTER)
-        worst.append(max(gap for _, gap in crowd.gaps[seen:]))
+        worst.append(max(crowd.gaps[seen:]))
+        live = name
         if number % ROLLBACK_EVERY == 0:
             began = time.perf_counter()
             if await way.roll_back():
                 rollback.append(time.perf_counter() - began)
+                live = names[number - 2]
     stop.set()
     await running
-    median = float(np.median([gap for _, gap in crowd.gaps]))
+    median = float(np.median(crowd.gaps))
     return {
         "swaps": len(names),
         "streams": STREAMS,
@@ -221,6 +232,7 @@ async def measure(way: Way, names: list[str]) -> dict[str, Any]:
         "median_gap_ms": 1e3 * median,
         "worst_gap_seconds": Spread.of(worst),
         "worst_gap_over_median": Spread.of([gap / median for gap in worst]),
+        "worst_gap_over_median_without_swap": Spread.of([gap / median for gap in quiet]),
         "activation_seconds": Spread.of(activation),
         "rollback_seconds": Spread.of(rollback) if rollback else None,
     }
