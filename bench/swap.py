@@ -13,10 +13,10 @@ For every swap:
     worst gap    between two tokens of a running stream, from the call until a second after the activation
     rollback     from the call to its answer
 
-beside the median gap between tokens in the same run, and beside the worst gap of windows in which somebody new is answered
-too but nothing is swapped: a new prompt is computed in one step with everybody's next token. vLLM's own ways answer some
-requests with halves of both: they have no versions, so nothing says which. A stream that was cut or refused is counted as
-failed.
+beside the median gap between tokens in the same run, and beside the worst gap of windows in which somebody new is
+answered too but nothing is swapped: a new prompt is computed in one step with everybody's next token. vLLM's own ways
+answer some requests with halves of both: they have no versions, so nothing says which. A stream that was cut or
+refused is counted as failed.
 """
 
 from __future__ import annotations
