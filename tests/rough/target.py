@@ -22,7 +22,7 @@ LONGEST_CALL = 6.0
 SETTINGS = (
     "server.threads=1", "server.max_sequences=16", f"server.default_deadline={LONGEST_CALL}", "server.max_tokens=512",
     "server.default_max_tokens=8",
-    # So little that `_warm` fills it.
+    # So little that `warm` fills it.
     "server.kv_cache_bytes=8388608",
 )  # fmt: skip
 RECOVERY = 5.0
@@ -101,7 +101,7 @@ class Target:
 
 @asynccontextmanager
 async def target(folder: Path, model: Path, redis_url: str, *settings: str) -> AsyncIterator[Target]:
-    """Ready inside, and warm."""
+    """Ready inside."""
     grpc, admin, http = free_port(), free_port(), free_port()
     sets = [
         *SETTINGS, f"data_dir={folder}", f"model.path={model}", f"redis.url={redis_url}", f"server.grpc_port={grpc}",
@@ -111,14 +111,12 @@ async def target(folder: Path, model: Path, redis_url: str, *settings: str) -> A
     half.start()
     try:
         await half.ready()
-        here = Target(half, f"127.0.0.1:{grpc}", f"127.0.0.1:{admin}")
-        await _warm(here)
-        yield here
+        yield Target(half, f"127.0.0.1:{grpc}", f"127.0.0.1:{admin}")
     finally:
         half.stop()
 
 
-async def _warm(server: Target) -> None:
+async def warm(server: Target) -> None:
     """Fills batch, cache and heap once: memory that is touched for the first time is no leak."""
     async with aio.insecure_channel(server.address) as channel:
         chat = chat_pb2_grpc.ChatServiceStub(channel)

@@ -23,7 +23,7 @@ from grpc import aio
 
 from tests.faults.world import SETTINGS
 from tests.processes import Half, free_port
-from tests.rough.target import GROWTH, Target, complaints, target
+from tests.rough.target import GROWTH, Target, complaints, target, warm
 from thumbwheel.registry import BASE, Registry
 from thumbwheel.store import Store
 from thumbwheel_client.v1 import chat_pb2, chat_pb2_grpc, feedback_pb2, feedback_pb2_grpc
@@ -145,6 +145,7 @@ async def test_use_at_four_fifths_of_capacity(tmp_path: Path, tiny_model: Path, 
             chat_pb2_grpc.ChatServiceStub(channel), feedback_pb2_grpc.FeedbackServiceStub(channel), random.Random(1)
         )
 
+        await warm(server)
         store = await Store.open(redis_url, "default")
         registry = Registry(store)
         while (await registry.live()).name == BASE:  # the base costs less than the versions that come after it
