@@ -19,7 +19,7 @@ async def test_mutated_messages(server: Target, attackers: Attackers, count: int
     async with unharmed(server, visits):
         replies = await attackers.run(messages.send, server.address, server.admin, count, 1)
         print(replies.codes, f"{replies.undecodable=}")
-    assert not replies.unexpected, replies.unexpected[:5]
+        assert not replies.unexpected, replies.unexpected[:5]
     assert replies.codes.total() == count
     assert replies.undecodable > count / 5
 
