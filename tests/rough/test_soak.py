@@ -158,9 +158,10 @@ async def test_use_at_four_fifths_of_capacity(tmp_path: Path, tiny_model: Path, 
         top = psutil.Process(server.half.process.pid)
         processes = {"server": top, "engine": top.children()[0], "learner": psutil.Process(learner.process.pid)}
         seen = Watch(processes, registry)
-        watching = asyncio.create_task(seen.look())
-        await people.come(rate, seconds)
-        watching.cancel()
+        async with asyncio.TaskGroup() as both:
+            watching = both.create_task(seen.look())
+            await people.come(rate, seconds)
+            watching.cancel()
         await store.close()
         wrong = complaints(server.half) + complaints(learner)
     print(f"{rate=:.1f}/s, {len(people.calls)} calls, {len(seen.cycles)} cycles, growth={seen.growth()}")
