@@ -81,8 +81,8 @@ def require_known_version(version: str = vllm.__version__) -> None:
     if version.partition("+")[0] not in WRITTEN_FOR:
         known = ", ".join(sorted(WRITTEN_FOR))
         raise SetupError(
-            f"LoRA and seeds on a CPU are mended for vLLM {known}, and this is {version}. Install one of these, or see "
-            "whether tests/server/test_engine_cpu_*.py still tell the stock code from the mended, and add yours."
+            f"LoRA, seeds and top-p on a CPU are mended for vLLM {known}, and this is {version}. Install one of these, "
+            "or see whether tests/server/test_engine_cpu_*.py still tell the stock code from the mended, and add yours."
         )
 
 

@@ -82,6 +82,9 @@ def _import_vllm(verbose: bool) -> None:
     # each other's time slices, and answers come five times slower. Without any spinning each of the hundreds of small
     # products of LoRA in a step waits for the scheduler: some 170 us instead of 30. So: spin briefly, then sleep.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    # On a CPU every size of a step compiles matrix products of its own, megabytes each. vLLM keeps those of the last 32
+    # sizes; oneDNN beneath it would keep the last 1024 products, gigabytes that prompts of many lengths slowly fill.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     # Left to their own, vLLM and torch write a page at every start. Errors stay, and come through our own log.
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
     logging.getLogger("vllm").setLevel(logging.INFO if verbose else logging.ERROR)

@@ -61,10 +61,11 @@ class Worker(PlatformWorker):  # type: ignore[misc]
         end_with(settings["server_pid"])
         stand_apart()
         if current_platform.is_cpu():
-            from server import engine_cpu_lora, engine_cpu_seed
+            from server import engine_cpu_lora, engine_cpu_seed, engine_cpu_top_p
 
             engine_cpu_lora.mend()
             engine_cpu_seed.mend()
+            engine_cpu_top_p.mend()
             # vLLM's CPU worker forbids to change the number of threads from its initialisation on.
             torch.set_num_threads(settings["threads"])
         super().__init__(vllm_config, *args, **kwargs)

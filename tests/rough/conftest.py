@@ -9,7 +9,7 @@ import pytest
 
 from tests.redis_process import RedisProcess
 from tests.rough.attackers import Attackers
-from tests.rough.target import Target, target
+from tests.rough.target import Target, target, warm
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +18,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
     redis = RedisProcess(folder)
     redis.start()
     async with target(folder, tiny_model, redis.url) as server:
+        await warm(server)
         yield server
     redis.stop()
 

@@ -16,6 +16,7 @@ from tests.rough.target import LONGEST_CALL, RECOVERY, Target, unharmed
 async def test_cancels(server: Target, attackers: Attackers, count: int, visits: int) -> None:
     async with unharmed(server, visits):
         seen = await attackers.run(calls.cancel, server.address, count, 1)
+        print(seen)
     assert seen.total() == count
     assert await server.metric("thumbwheel_requests_total", method="StreamChat", code="CANCELLED") > count / 2
 
@@ -24,6 +25,7 @@ async def test_cancels(server: Target, attackers: Attackers, count: int, visits:
 async def test_expired_deadlines(server: Target, attackers: Attackers, count: int, visits: int) -> None:
     async with unharmed(server, visits):
         codes = await attackers.run(calls.expire, server.address, count, 1)
+        print(codes)
     assert codes == {"DEADLINE_EXCEEDED": count}
     assert await server.metric("thumbwheel_requests_total", method="Chat", code="DEADLINE_EXCEEDED") > count / 2
 

@@ -18,8 +18,8 @@ def test_every_method_has_a_request_to_mutate() -> None:
 async def test_mutated_messages(server: Target, attackers: Attackers, count: int, visits: int) -> None:
     async with unharmed(server, visits):
         replies = await attackers.run(messages.send, server.address, server.admin, count, 1)
-    print(replies.codes, f"{replies.undecodable=}")
-    assert not replies.unexpected, replies.unexpected[:5]
+        print(replies.codes, f"{replies.undecodable=}")
+        assert not replies.unexpected, replies.unexpected[:5]
     assert replies.codes.total() == count
     assert replies.undecodable > count / 5
 
@@ -28,6 +28,6 @@ async def test_mutated_messages(server: Target, attackers: Attackers, count: int
 async def test_giant_prompts(server: Target, attackers: Attackers, count: int, visits: int) -> None:
     async with unharmed(server, visits):
         codes = await attackers.run(messages.overwhelm, server.address, count)
+        print(codes)
     too_large_for_grpc = 2 * count // len(messages.giants())
-    print(codes)
     assert codes == {"INVALID_ARGUMENT": count - too_large_for_grpc, "RESOURCE_EXHAUSTED": too_large_for_grpc}
