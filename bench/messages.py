@@ -55,7 +55,7 @@ class Plan:
     answers: int
 
 
-FULL = Plan(runs=5, answers=640)
+FULL = Plan(runs=5, answers=320)
 QUICK = Plan(runs=1, answers=64)
 
 
@@ -111,7 +111,7 @@ def _serve_grpc(core: int, config: Config, line: Connection) -> None:
 
     async def main() -> None:
         server = aio.server(options=OPTIONS)
-        chat_pb2_grpc.add_ChatServiceServicer_to_server(Premade(), server)
+        chat_pb2_grpc.add_ChatServiceServicer_to_server(Premade(), server)  # type: ignore[abstract]
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         line.send(f"127.0.0.1:{port}")
@@ -147,7 +147,7 @@ async def process(
 async def flood(server: Server, answers: int) -> dict[str, float]:
     """As many messages as it can send. They are counted and not read: clients must cost less than the server."""
     async with aio.insecure_channel(server.address) as channel:
-        ask = channel.unary_stream(METHOD)  # bytes in, bytes out
+        ask: Any = channel.unary_stream(METHOD)  # bytes in, bytes out
         await _answers(ask, STREAMS)
         await serve.rest()
         cpu, began = serve.process_cpu(server.pid), time.perf_counter()
@@ -211,15 +211,17 @@ async def above_vllm(plan: Plan, engine: serve.Engine, ours: serve.Thumbwheel) -
     for number in range(-1, plan.runs):
         for target in (engine, ours) if number % 2 else (ours, engine):
             done = await serve.measure(target, load, adapter=False, first_seed=1000 * (number + 1))
-            figures_ = {
-                "tokens": done.tokens,
-                "messages": done.messages,
-                "messages_per_second": done.messages / done.seconds,
-                "cpu_us_per_message": 1e6 * done.server_cpu / done.messages,
-                "other_cpu_seconds": done.other_cpu,
-            }
-            if number >= 0:  # first answers are slow
-                found[target.name].append(figures_)
+            if number < 0:  # first answers are slow
+                continue
+            found[target.name].append(
+                {
+                    "tokens": done.tokens,
+                    "messages": done.messages,
+                    "messages_per_second": done.messages / done.seconds,
+                    "cpu_us_per_message": 1e6 * done.server_cpu / done.messages,
+                    "other_cpu_seconds": done.other_cpu,
+                }
+            )
     return _side_by_side(found, "engine", "cpu_us_per_message")
 
 
