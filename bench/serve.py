@@ -393,7 +393,11 @@ async def pair(model: Path, folder: Path, sets: Sequence[str] = ()) -> AsyncIter
     adapter = write_adapter(model, folder / "adapter", seed=1)
     sets = [f"model.path={model}", f"server.max_sequences={PLACES}", *sets]
     async with AsyncExitStack() as stack:
+        environment = dict(os.environ)
         engine = await start_engine(config.load(None, sets))
+        # What vLLM has written into it is for processes of its own, not for the servers that are started from here.
+        os.environ.clear()
+        os.environ.update(environment)
         stack.push_async_callback(engine.close)
         await engine.load(Weights(ADAPTER, 1, adapter))
         bare = Engine(engine, adapter)  # now: later there are others' engines below this process
