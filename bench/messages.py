@@ -55,7 +55,7 @@ class Plan:
     answers: int
 
 
-FULL = Plan(runs=5, answers=320)
+FULL = Plan(runs=3, answers=128)
 QUICK = Plan(runs=1, answers=64)
 
 
