@@ -214,6 +214,26 @@ async def test_a_new_answer_is_the_new_weights_alone_and_the_base_comes_back_who
         assert all(off(merged, prompt, record, [(other, 0)]) > 10 * NATS for other in others)
 
 
+async def test_a_sample_that_two_versions_made_is_no_sample(merged: Merged) -> None:
+    request = rollout_pb2.RolloutRequest(
+        version="base",
+        prompts=[rollout_pb2.TokenPrompt(token_ids=[1, 2, 3])],
+        sampling=pb.Sampling(max_tokens=1000, temperature=1, top_p=1),
+        n=4,
+    )
+    samples = merged.rollout.Rollout(request, timeout=60)
+    begun = merged.chat.StreamChat(chat_pb2.StreamChatRequest(input=question("After it", 500)), timeout=60)
+    while (await begun.read()).WhichOneof("event") != "delta":
+        pass
+    await merged.go_live("v1")
+    with pytest.raises(grpc.RpcError) as refused:
+        _ = [sample async for sample in samples]
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "not live any more" in refused.value.details()
+    begun.cancel()
+    await merged.go_live("base")
+
+
 async def test_only_the_live_version_answers(merged: Merged) -> None:
     ask = question("Hi", 4)
     ask.version = "v1"
