@@ -54,6 +54,8 @@ STREAMS = 8
 TOKENS = 200
 AFTER = 1.0
 ROLLBACK_EVERY = 5
+PLACES = 2 * STREAMS
+"""Swaps come faster here than answers end: every stream may be on a version of its own."""
 
 Report = Callable[[str, dict[str, Any]], None]
 
@@ -277,7 +279,12 @@ async def serving(settings: Config) -> AsyncIterator[None]:
 
 async def ours(model: Path, folder: Path, swaps: int, report: Report) -> None:
     """Adapters, then merged weights on the same Redis."""
-    options = [f"model.path={model}", "learner.min_votes=1000000000", *figures.FREE_PORTS]
+    options = [
+        f"model.path={model}",
+        "learner.min_votes=1000000000",
+        f"server.max_adapters={PLACES}",
+        *figures.FREE_PORTS,
+    ]
     names = [f"bench-{number}" for number in range(swaps)]
     async with fresh.running(folder, [word for item in options for word in ("--set", item)]) as instance:
         for weights in ("adapters", "merged"):
