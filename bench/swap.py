@@ -300,7 +300,13 @@ async def ours(model: Path, folder: Path, swaps: int, report: Report) -> None:
                                 "data_dir": data,
                                 "model": {"path": str(model)},
                                 "redis": {"url": instance.redis_url, "namespace": weights},
-                                "server": {"weights": weights, "grpc_port": 0, "admin_port": 0, "http_port": 0},
+                                "server": {
+                                    "weights": weights,
+                                    "max_adapters": PLACES,
+                                    "grpc_port": 0,
+                                    "admin_port": 0,
+                                    "http_port": 0,
+                                },
                                 "learner": {"http_port": 0},
                             }
                         )
