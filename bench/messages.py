@@ -33,6 +33,8 @@ from rich.console import Console
 
 from bench import figures, serve, tiny_model
 from bench.figures import Spread
+from bench.processes import process_cpu, rest
+from bench.targets import Engine, Thumbwheel, pair
 from server.app import OPTIONS
 from server.app import serve as run_server
 from server.engine import Chunk, SamplingSpec, Weights
@@ -149,10 +151,10 @@ async def flood(server: Server, answers: int) -> dict[str, float]:
     async with aio.insecure_channel(server.address) as channel:
         ask: Any = channel.unary_stream(METHOD)  # bytes in, bytes out
         await _answers(ask, STREAMS)
-        await serve.rest()
-        cpu, began = serve.process_cpu(server.pid), time.perf_counter()
+        await rest()
+        cpu, began = process_cpu(server.pid), time.perf_counter()
         messages = await _answers(ask, answers)
-        seconds, cpu = time.perf_counter() - began, serve.process_cpu(server.pid) - cpu
+        seconds, cpu = time.perf_counter() - began, process_cpu(server.pid) - cpu
     return {
         "messages": messages,
         "messages_per_second": messages / seconds,
@@ -204,7 +206,7 @@ def pin(pid: int, cores: Sequence[int]) -> None:
         os.sched_setaffinity(int(task.name), cores)
 
 
-async def above_vllm(plan: Plan, engine: serve.Engine, ours: serve.Thumbwheel) -> dict[str, Any]:
+async def above_vllm(plan: Plan, engine: Engine, ours: Thumbwheel) -> dict[str, Any]:
     """CPU time of vLLM's frontend alone and of our server, which has the same frontend in it."""
     found: dict[str, list[dict[str, float]]] = {"engine": [], "thumbwheel": []}
     load = serve.Load(STREAMS, plan.answers)
@@ -241,7 +243,7 @@ async def run(quick: bool) -> dict[str, Any]:
         writer = SPAWNED.Process(target=tiny_model.write, args=(folder / "model",))
         writer.start()
         await asyncio.to_thread(writer.join)
-        async with serve.pair(folder / "model", folder, ("server.threads=1",)) as (engine, ours, redis_url):
+        async with pair(folder / "model", folder, ("server.threads=1",)) as (engine, ours, redis_url):
             results = {"tiny model": await above_vllm(plan, engine, ours)}
             return results | {"free engine": await layer(plan, folder / "model", folder, redis_url)}
 
