@@ -178,6 +178,8 @@ class Turns:
     async def _append(self, turn: record_pb2.TurnRecord, answer: Answer) -> chat_pb2.LogStatus.ValueType:
         status = await self._log.append(turn, answer.record)
         metrics.LOGGED_ANSWERS.labels(chat_pb2.LogStatus.Name(status).removeprefix("LOG_STATUS_").lower()).inc()
+        if len(answer.record.spans) > 1:
+            metrics.CROSSED_ANSWERS.inc()
         return status
 
     async def _finish(self, turn: record_pb2.TurnRecord, answer: Answer, emit: Callable[[Event], None]) -> None:
@@ -185,7 +187,6 @@ class Turns:
         usage = chat_pb2.Usage(prompt_tokens=len(turn.prompt_token_ids), completion_tokens=len(answer.record.token_ids))
         finish = chat_pb2.Finish(reason=answer.record.finish_reason, usage=usage, log_status=status)
         if len(answer.record.spans) > 1:
-            metrics.CROSSED_ANSWERS.inc()
             finish.spans.extend(answer.record.spans)
         emit(Event(index=answer.record.index, finish=finish))
 

@@ -155,11 +155,15 @@ class Versions:
             NotReady: it is not live, and only the live one can answer here.
             As `hold` does.
         """
-        if name not in (None, self._live) and self._engine.one_version:
-            raise NotReady(
-                f"version {name} is not live, and this server answers with the live version only (server.weights is "
-                '"merged"); ask one that holds adapters'
-            )
+        if self._engine.one_version:
+            if name not in (None, self._live):
+                raise NotReady(
+                    f"version {name} is not live, and this server answers with the live version only (server.weights "
+                    'is "merged"); ask one that holds adapters'
+                )
+            # Not held: an answer goes on under whatever becomes live, and what it began with may make way.
+            yield self._places[self._live].weights
+            return
         async with self.hold(self._live if name is None else name, reach) as weights:
             yield weights
 

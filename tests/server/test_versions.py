@@ -20,7 +20,15 @@ from server.engine_scripted import ScriptedEngine
 from server.versions import Reach, Versions
 from thumbwheel.artifacts import model_digest, write_version
 from thumbwheel.config import Config
-from thumbwheel.errors import AdapterRefused, EngineDead, InvalidInput, NotFound, Overloaded, StoreUnavailable
+from thumbwheel.errors import (
+    AdapterRefused,
+    EngineDead,
+    InvalidInput,
+    NotFound,
+    NotReady,
+    Overloaded,
+    StoreUnavailable,
+)
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
 from thumbwheel_client.v1 import record_pb2 as pb
@@ -391,3 +399,16 @@ async def test_following_ends_with_the_engine(house: House) -> None:
     await house.go_live("v1")
     with pytest.raises(EngineDead):
         await other.follow()
+
+
+async def test_merged_weights_do_not_wait_for_who_began_with_others(house: House) -> None:
+    """Running answers go on under what becomes live, so that no number of swaps fills the places."""
+    house.engine.one_version = True
+    async with contextlib.AsyncExitStack() as running:
+        for number in range(5):  # of three places
+            await house.publish(f"v{number}")
+            await house.go_live(f"v{number}")
+            await house.versions.wait_live(f"v{number}", 10)
+            await running.enter_async_context(house.versions.use())
+        with pytest.raises(NotReady, match="not live"):
+            await running.enter_async_context(house.versions.use("v0"))
