@@ -15,7 +15,7 @@ from grpc import aio
 
 from server.engine import Chunk
 from server.engine_merged import Running, _by_answer
-from tests.processes import Half, free_port
+from tests.processes import Half, eventually, free_port
 from tests.redis_process import RedisProcess
 from thumbwheel.artifacts import model_digest, write_version
 from thumbwheel.config import Config
@@ -27,7 +27,9 @@ from thumbwheel_client.v1 import record_pb2 as pb
 
 NATS = 1e-4
 """Between two programs' float32."""
-SEEDS = {"v1": 1, "v2": 2}
+SEEDS = {"v1": 1, "v2": 2, "v3": 3, "v4": 4}
+PLACES = 3
+"""Fewer than there are versions."""
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Merged:
     rollout: rollout_pb2_grpc.RolloutServiceAsyncStub
     turns: TurnLog
     references: dict[str, Any]
+    half: Half
 
     async def go_live(self, name: str) -> None:
         if name == "base":
@@ -97,7 +100,8 @@ async def merged(
         references[name] = with_adapter(tiny_model, folder / "versions" / path)
     grpc_port, admin_port, http_port = free_port(), free_port(), free_port()
     sets = [
-        "server.weights=merged", "server.threads=1", "server.max_sequences=16", "server.kv_cache_bytes=33554432",
+        "server.weights=merged", f"server.max_adapters={PLACES}",
+        "server.threads=1", "server.max_sequences=16", "server.kv_cache_bytes=33554432",
         f"data_dir={folder}", f"model.path={tiny_model}", f"redis.url={redis.url}",
         f"server.grpc_port={grpc_port}", f"server.admin_port={admin_port}", f"server.http_port={http_port}",
     ]  # fmt: skip
@@ -115,6 +119,7 @@ async def merged(
                 rollout_pb2_grpc.RolloutServiceStub(operators),
                 TurnLog(store, Config().turn_log),
                 references,
+                half,
             )
     finally:
         half.stop()
@@ -243,6 +248,38 @@ async def test_only_the_live_version_answers(merged: Merged) -> None:
     assert "server.weights" in refused.value.details()
     ask.version = "base"
     assert (await one(merged, ask))[0] == "base"
+
+
+async def test_an_answer_outlives_the_place_of_the_version_that_began_it(merged: Merged) -> None:
+    """And counts as one that crossed, whether it ends by itself or its caller leaves."""
+
+    async def crossed() -> float:
+        return await asyncio.to_thread(merged.half.metric, "thumbwheel_crossed_answers_total")
+
+    await merged.go_live("v1")
+    before = await crossed()
+    ask = chat_pb2.StreamChatRequest(input=question("A long story", 1000, temperature=1, top_p=1))
+    whole, left = (merged.chat.StreamChat(ask, timeout=60) for _ in range(2))
+    turn_id = (await whole.read()).receipt.turn_id
+    for call in (whole, left):
+        while (await call.read()).WhichOneof("event") != "delta":
+            pass
+    for name in ("v2", "v3", "v4"):
+        await merged.go_live(name)
+    await left.read()
+    left.cancel()
+    while (event := await whole.read()) is not aio.EOF:
+        last = event
+    prompt, responses = await merged.record(turn_id)
+    spans = spans_of(responses[0])
+    assert [name for name, _ in spans] == ["v1", "v2", "v3", "v4"]
+    assert list(last.finish.spans) == list(responses[0].spans)
+    assert off(merged, prompt, responses[0], spans) < NATS
+
+    async def both() -> bool:
+        return await crossed() == before + 2
+
+    await eventually(both, 5)
 
 
 def chunk(index: int, tokens: int) -> Chunk:
