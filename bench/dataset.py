@@ -10,7 +10,6 @@ memory neither. Turns and votes are written as servers write them; each collecti
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import subprocess
 import sys
@@ -112,10 +111,9 @@ async def collect(url: str, new: int) -> dict[str, float]:
     opened = await Store.open(url, "default")
     lease = Lease(opened, "bench", 60)
     assert await lease.acquire()
-    settings = Config().learner.model_copy(update={"max_votes": new})
     nobody = cast(Any, None)
     wheel = Wheel(
-        settings=settings, stream=VoteStream(opened), turns=TurnLog(opened, Config().turn_log),
+        settings=Config().learner, stream=VoteStream(opened), turns=TurnLog(opened, Config().turn_log),
         feedback=FeedbackLog(opened, Config().feedback), registry=nobody, erasure=nobody, lease=lease, policy=nobody,
         features=nobody, rollouts=nobody, publisher=nobody, competence=nobody, anchor=nobody, encode=nobody,
     )  # fmt: skip
@@ -123,12 +121,12 @@ async def collect(url: str, new: int) -> dict[str, float]:
     before, began = _memory("VmRSS"), time.perf_counter()
     batch = await wheel.stream.freeze(lease, "cycle-1", "base", 0, new)
     data, fresh = await wheel._collect(batch)
-    figures = {"seconds": time.perf_counter() - began, "mib": _memory("VmHWM") - before}
+    measured = {"seconds": time.perf_counter() - began, "mib": _memory("VmHWM") - before}
     assert len(fresh) == new
     await wheel.stream.thaw(lease)
     await lease.release()
     await opened.close()
-    return figures | {"answers": len(data.answers)}
+    return measured | {"answers": len(data.answers)}
 
 
 def _forget_peak() -> None:
@@ -146,16 +144,14 @@ async def run(quick: bool, console: Console) -> dict[str, Any]:
     found: dict[str, dict[str, Spread]] = {}
     with tempfile.TemporaryDirectory(prefix="thumbwheel-bench-") as scratch, store(Path(scratch)) as url:
         opened = await Store.open(url, "default")
-        numbers = itertools.count()
-        rated = waiting = 0
+        rated = trained = 0
         for history, new in QUICK if quick else FULL:
-            if history > rated:
+            if history > trained:
                 await rate(opened, rated, history - rated)
-                rated = history
                 await have_trained(opened)
-                waiting = 0
-            await rate(opened, 10**9 + next(numbers) * 10**6, new - waiting)
-            waiting = new
+                rated = trained = history
+            await rate(opened, rated, trained + new - rated)
+            rated = trained + new
             runs = [await asyncio.to_thread(_elsewhere, url, new) for _ in range(1 if quick else RUNS)]
             title = f"{history} votes, {new} new"
             found[title] = {key: Spread.of([each[key] for each in runs]) for key in runs[0]}
@@ -166,8 +162,8 @@ async def run(quick: bool, console: Console) -> dict[str, Any]:
 
 def _elsewhere(url: str, new: int) -> dict[str, float]:
     command = [sys.executable, "-m", "bench.dataset", "--collect", url, str(new)]
-    figures: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    return figures
+    measured: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return measured
 
 
 def main() -> None:

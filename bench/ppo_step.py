@@ -15,6 +15,7 @@ that is running anyway: what sampling costs is in neither figure.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -28,6 +29,7 @@ from rich.console import Console
 
 from bench import figures
 from bench.figures import Spread
+from bench.processes import rest
 from cli import base_model
 from thumbwheel.config import Config
 
@@ -62,7 +64,8 @@ def make_environment(folder: Path) -> Path:
 
 
 def step(command: list[str]) -> dict[str, float]:
-    """Runs one step in a process of its own; its figures are its last line."""
+    """Runs one step in a process of its own, on an idle machine; its figures are its last line."""
+    asyncio.run(rest())
     cores = str(len(os.sched_getaffinity(0)))
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": cores, "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True
