@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from vllm.platforms import current_platform
 
+from server import engine_adapter_files
+
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
 else:
@@ -60,6 +62,7 @@ class Worker(PlatformWorker):  # type: ignore[misc]
         # First, before gigabytes are read: a server killed while the engine starts must not leave it behind either.
         end_with(settings["server_pid"])
         stand_apart()
+        engine_adapter_files.mend()
         if current_platform.is_cpu():
             from server import engine_cpu_lora, engine_cpu_seed, engine_cpu_top_p
 
