@@ -3,7 +3,8 @@
 People first: chat takes any place, waits in one short queue in order of arrival, and is refused when the queue is full.
 The learner's rollouts take what is left. When somebody begins to chat, all but a few give their places back at once,
 and those few too where chat needs them: their samples start again later. So chat neither waits behind a rollout nor
-crawls in a batch full of them.
+crawls in a batch full of them. Rollouts come back after a lull: who asks one question after the other would find a
+batch full of them, just begun and in vain, before each.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ T = TypeVar("T")
 
 FIRST_GUESS = 2.0
 """Seconds an answer takes, before one has been seen."""
+LULL = 1.0
+"""Seconds without chat after which nobody chats any more."""
 
 
 class ChatPlaces:
@@ -59,6 +62,7 @@ class Admission:
         self._rollouts: list[asyncio.Future[None]] = []  # oldest first; set when the place is wanted back
         self._rollout_queue: deque[asyncio.Future[asyncio.Future[None]]] = deque()
         self._answer_seconds = FIRST_GUESS
+        self._lull: asyncio.TimerHandle | None = None  # runs while people may be back at once
 
     @property
     def queued(self) -> int:
@@ -141,7 +145,7 @@ class Admission:
         return self._chats + count <= self._limits.max_sequences
 
     def _rollout_fits(self) -> bool:
-        busy = self._chats > 0 or bool(self._chat_queue)
+        busy = self._chats > 0 or bool(self._chat_queue) or self._lull is not None
         most = self._limits.rollout_sequences_busy if busy else self._limits.rollout_sequences
         # One place stays free even without chat, so that the first person to come waits for nobody.
         total = max(self._limits.max_sequences - 1, 1)
@@ -149,6 +153,7 @@ class Admission:
 
     def _begin_chat(self, count: int) -> None:
         self._chats += count
+        self._end_lull()
         room = self._limits.max_sequences - self._chats
         excess = len(self._rollouts) - min(room, self._limits.rollout_sequences_busy)
         if excess > 0:
@@ -159,8 +164,20 @@ class Admission:
 
     def _end_chat(self, count: int, seconds: float | None) -> None:
         self._chats -= count
+        if not self._chats:
+            self._end_lull()
+            self._lull = asyncio.get_running_loop().call_later(LULL, self._all_quiet)
         if seconds is not None:
             self._answer_seconds += 0.1 * (seconds - self._answer_seconds)
+        self._grant()
+
+    def _end_lull(self) -> None:
+        if self._lull is not None:
+            self._lull.cancel()
+            self._lull = None
+
+    def _all_quiet(self) -> None:
+        self._lull = None
         self._grant()
 
     def _begin_rollout(self) -> asyncio.Future[None]:

@@ -135,6 +135,21 @@ async def test_rollouts_keep_to_their_share_and_to_less_while_somebody_chats(unt
     assert await asyncio.gather(*tasks) == ["done", None, None, "done", "done", "done"]
 
 
+async def test_rollouts_come_back_after_a_lull_not_between_two_questions(until: Until) -> None:
+    places = admission(places=8, rollouts=3, busy=1)
+    samples = Samples(places)
+    tasks = [samples.add() for _ in range(5)]
+    await until(lambda: samples.running == 3)
+    for _ in range(3):
+        with await places.chat(1):
+            await until(lambda: samples.running == 1)
+        await asyncio.sleep(0.01)
+    assert samples.started == 3, "begun in vain"
+    await until(lambda: samples.running == 3)
+    samples.finish(3)
+    assert await asyncio.gather(*tasks) == ["done", None, None, "done", "done"]
+
+
 async def test_rollouts_never_start_while_a_chat_waits(until: Until) -> None:
     places = admission(places=2, rollouts=2, busy=2)
     samples = Samples(places)
