@@ -26,7 +26,8 @@ async def test_expired_deadlines(server: Target, attackers: Attackers, count: in
     async with unharmed(server, visits):
         codes = await attackers.run(calls.expire, server.address, count, 1)
         print(codes)
-    assert codes == {"DEADLINE_EXCEEDED": count}
+    assert codes.keys() <= {"DEADLINE_EXCEEDED", "OK"}
+    assert codes["OK"] <= count / 1000, "a random model ends its answer at one token in 50,000"
     assert await server.metric("thumbwheel_requests_total", method="Chat", code="DEADLINE_EXCEEDED") > count / 2
 
 
