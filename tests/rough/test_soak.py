@@ -149,7 +149,7 @@ async def test_use_at_four_fifths_of_capacity(tmp_path: Path, tiny_model: Path, 
         store = await Store.open(redis_url, "default")
         registry = Registry(store)
         while (await registry.live()).name == BASE:  # the base costs less than the versions that come after it
-            await people.capacity(5)
+            await people.come(5, 5)  # fewer than would fit: rollouts take what people leave
         rate = SHARE * await people.capacity(CAPACITY_SECONDS)
         await people.come(rate, seconds / 6)  # until caches, pools and the learner's model have their size
         people.calls.clear()
