@@ -160,7 +160,11 @@ async def test_use_at_four_fifths_of_capacity(tmp_path: Path, tiny_model: Path, 
         seen = Watch(processes, registry)
         async with asyncio.TaskGroup() as both:
             watching = both.create_task(seen.look())
-            await people.come(rate, seconds)
+            for sixth in range(1, 7):
+                before = len(people.calls)
+                await people.come(rate, seconds / 6)
+                p99 = np.percentile([took for _, took in people.calls[before:]], 99)
+                print(f"{sixth}/6: {len(people.calls)} calls, p99 {p99:.3f} s, growth={seen.growth()}", flush=True)
             watching.cancel()
         await store.close()
         wrong = complaints(server.half) + complaints(learner)
