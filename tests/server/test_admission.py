@@ -135,7 +135,10 @@ async def test_rollouts_keep_to_their_share_and_to_less_while_somebody_chats(unt
     assert await asyncio.gather(*tasks) == ["done", None, None, "done", "done", "done"]
 
 
-async def test_rollouts_come_back_after_a_lull_not_between_two_questions(until: Until) -> None:
+async def test_rollouts_come_back_after_a_lull_not_between_two_questions(
+    until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.admission.LULL", 60.0)
     places = admission(places=8, rollouts=3, busy=1)
     samples = Samples(places)
     tasks = [samples.add() for _ in range(5)]
@@ -143,8 +146,12 @@ async def test_rollouts_come_back_after_a_lull_not_between_two_questions(until: 
     for _ in range(3):
         with await places.chat(1):
             await until(lambda: samples.running == 1)
-        await asyncio.sleep(0.01)
+        for _ in range(10):  # turns of the loop: whoever were let in now would begin in the second of them
+            await asyncio.sleep(0)
     assert samples.started == 3, "begun in vain"
+    monkeypatch.setattr("server.admission.LULL", 0.01)
+    with await places.chat(1):
+        pass
     await until(lambda: samples.running == 3)
     samples.finish(3)
     assert await asyncio.gather(*tasks) == ["done", None, None, "done", "done"]
