@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from cli.instance import Instance
 from thumbwheel_client.v1 import chat_pb2, feedback_pb2, record_pb2
 from thumbwheel_client.v1.chat_pb2_grpc import ChatServiceStub
 from thumbwheel_client.v1.feedback_pb2_grpc import FeedbackServiceStub
+from tests.processes import free_port
 
 START_SECONDS = 150
 FREE_PORTS = ("server.grpc_port=0", "server.admin_port=0", "server.http_port=0", "learner.http_port=0")
@@ -198,8 +198,7 @@ def test_kill_9_leaves_no_process(up: Running) -> None:
 
 
 def test_server_alone_on_a_named_redis(redis_url: str, tiny_model: Path, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     words = command("serve", tmp_path / "data", sets=(f"server.grpc_port={port}", *FREE_PORTS[1:]))
     with subprocess.Popen([*words, "--set", f"model.path={tiny_model}"], env=environment(REDIS_URL=redis_url)) as serve:
         options = [("grpc.max_reconnect_backoff_ms", 500)]
