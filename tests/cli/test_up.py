@@ -18,10 +18,10 @@ import redis as redis_client
 
 from cli import instance
 from cli.instance import Instance
+from tests.processes import free_port
 from thumbwheel_client.v1 import chat_pb2, feedback_pb2, record_pb2
 from thumbwheel_client.v1.chat_pb2_grpc import ChatServiceStub
 from thumbwheel_client.v1.feedback_pb2_grpc import FeedbackServiceStub
-from tests.processes import free_port
 
 START_SECONDS = 150
 FREE_PORTS = ("server.grpc_port=0", "server.admin_port=0", "server.http_port=0", "learner.http_port=0")
