@@ -28,6 +28,7 @@ from learner.gate import judge
 from learner.policy import Policy, Sample
 from learner.ppo import Rollout, Trainer, contrast
 from learner.publish import Publisher
+from learner.raters import weigh
 from learner.reward_model import RewardModel, fit
 from learner.rollouts import Rollouts
 from learner.trial import Trial
@@ -160,6 +161,14 @@ class Wheel:
 
         metrics.stage("reward_model")
         features = await self.features.of(data.answers, self.policy, self.tick)
+        weighed = await asyncio.to_thread(weigh, data, features, self.settings.raters)
+        metrics.quarantined_edits.set(weighed.quarantined)
+        metrics.distrusted_raters.set(len(weighed.distrusted))
+        data = weighed.data
+        train = data.part(lambda answer: not self._held_out(answer))
+        if train.votes < least:
+            reason = f"usable votes weigh {train.votes:.0f}, {least} are needed: there are raters who are not trusted"
+            return Outcome("too_few_votes", (reason,))
         reward_model, quality = await asyncio.to_thread(fit, train, features, self.settings.reward_model)
         metrics.reward_model(quality.auc, quality.ece)
         measured = {
@@ -334,10 +343,11 @@ def _rated_samples(
 ) -> list[Sample]:
     """The batch's answers that the policy can learn from, each rewarded by its own votes and the reward model."""
     samples = []
-    for index, vote in train.own_votes().items():
+    for index, (vote, weight) in train.own_votes().items():
         answer = train.answers[index]
         usable = answer.trainable and len(answer.answer_ids) <= settings.max_answer_tokens
         if usable and answer.key in fresh and answer.version in recent:
-            reward = settings.vote_weight * vote + (1 - settings.vote_weight) * (2 * float(probability[index]) - 1)
+            share = settings.vote_weight * weight
+            reward = share * vote + (1 - share) * (2 * float(probability[index]) - 1)
             samples.append(Sample(answer.prompt_ids, answer.answer_ids, answer.behaviour_logp, answer.version, reward))
     return samples

@@ -53,6 +53,8 @@ class Pair:
     worse: int
     share: float
     rater: str
+    edit: bool = False
+    """The better one is the rater's own words."""
 
 
 @dataclass(slots=True)
@@ -62,10 +64,17 @@ class Dataset:
     answers: list[Answer] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Of a rater's votes, 0 to 1 (see raters.py); 1 for who is not named."""
+
+    def weight(self, rater: str) -> float:
+        return self.weights.get(rater, 1.0)
 
     @property
     def votes(self) -> float:
-        return len(self.labels) + sum(pair.share for pair in self.pairs)
+        """How many there are, each as far as it counts."""
+        said = [(label.rater, 1.0) for label in self.labels] + [(pair.rater, pair.share) for pair in self.pairs]
+        return sum(share * self.weight(rater) for rater, share in said)
 
     @property
     def raters(self) -> set[str]:
@@ -79,20 +88,26 @@ class Dataset:
             self.answers,
             [label for label in self.labels if kept[label.answer]],
             [pair for pair in self.pairs if kept[pair.better]],
+            self.weights,
         )
 
-    def own_votes(self) -> dict[int, float]:
-        """Mean vote in [-1, 1] of each answer with labels or ranks."""
-        said: dict[int, list[float]] = defaultdict(list)
+    def own_votes(self) -> dict[int, tuple[float, float]]:
+        """Of each answer with labels or ranks the mean vote in [-1, 1], by weight, and the mean weight in [0, 1]."""
+        said: dict[int, list[tuple[float, float]]] = defaultdict(list)  # vote, weight
         for label in self.labels:
-            said[label.answer].append(2 * label.value - 1)
+            said[label.answer].append((2 * label.value - 1, self.weight(label.rater)))
         margins: dict[tuple[int, str], list[float]] = defaultdict(list)
         for pair in self.pairs:
             margins[pair.better, pair.rater].append(1.0)
             margins[pair.worse, pair.rater].append(-1.0)
-        for (answer, _), values in margins.items():
-            said[answer].append(float(np.mean(values)))
-        return {answer: float(np.mean(values)) for answer, values in said.items()}
+        for (answer, rater), values in margins.items():
+            said[answer].append((float(np.mean(values)), self.weight(rater)))
+        own = {}
+        for answer, votes in said.items():
+            total = sum(weight for _, weight in votes)
+            mean = sum(vote * weight for vote, weight in votes) / total if total else 0.0
+            own[answer] = (mean, total / len(votes))
+        return own
 
     def add_turn(self, turn: Turn, votes: Iterable[tuple[str, pb.VoteEvent]], encode: EncodeAnswer) -> None:
         """Adds a turn's voted answers. Votes that no longer fit the turn (an answer that is gone) are left out."""
@@ -125,7 +140,7 @@ class Dataset:
                 self.answers.append(
                     Answer(event_id, conversation, original.prompt_ids, tuple(encode(event.edit)), (), "", 0, False)
                 )
-                self.pairs.append(Pair(better, rated, 1.0, rater))
+                self.pairs.append(Pair(better, rated, 1.0, rater, edit=True))
 
 
 def opening(messages: Sequence[pb.Message]) -> str:
@@ -146,19 +161,6 @@ def held_out(conversation: str, share: float) -> bool:
 def fold(conversation: str, folds: int) -> int:
     """The cross-validation fold of a conversation."""
     return int(hashlib.sha256(f"fold\0{conversation}".encode()).hexdigest()[:8], 16) % folds
-
-
-def rater_weights(votes_by_rater: Mapping[str, float], cap: float) -> dict[str, float]:
-    """Weight of each rater's votes, so that none holds more than `cap` of the total where there are several."""
-    total = sum(votes_by_rater.values())
-    if len(votes_by_rater) < 2:
-        return dict.fromkeys(votes_by_rater, 1.0)
-    weights = {}
-    for rater, votes in votes_by_rater.items():
-        others = total - votes
-        most = max(others * cap / (1 - cap), 1.0) if cap < 1 else votes
-        weights[rater] = min(1.0, most / votes)
-    return weights
 
 
 def _answer(turn: pb.TurnRecord, response: pb.ResponseRecord, conversation: str) -> Answer:

@@ -19,6 +19,12 @@ cycle_seconds = Gauge("thumbwheel_learner_cycle_seconds", "Duration of the last 
 verdicts = Counter("thumbwheel_learner_gate_verdicts", "Candidates by verdict.", ["verdict"])
 dead_letters = Gauge("thumbwheel_learner_dead_votes", "Votes and manifests set aside because they cannot be read.")
 
+quarantined_edits = Gauge(
+    "thumbwheel_learner_quarantined_edits", "Edits of the last cycle's votes that wait until their raters are known."
+)
+distrusted_raters = Gauge(
+    "thumbwheel_learner_distrusted_raters", "Raters of the last cycle's votes who are trusted by less than half."
+)
 _auc = Gauge("thumbwheel_learner_reward_model_auc", "AUC of the reward model on unseen conversations.")
 _ece = Gauge("thumbwheel_learner_reward_model_ece", "Expected calibration error on unseen conversations.")
 _ppo = {

@@ -10,7 +10,6 @@ Legend: N answers, D features (the last FORM of them the answer's form), x (N, D
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
-from scipy.stats import rankdata
 
-from learner.dataset import Dataset, fold, rater_weights
+from learner.dataset import Dataset, fold
 from thumbwheel import config
 
 Floats = NDArray[np.float64]
@@ -113,7 +111,7 @@ def fit(data: Dataset, features: Features, settings: config.RewardModel) -> tupl
     """
     if not data.votes:
         raise ValueError("no votes to fit a reward model on")
-    targets = _targets(data, settings.rater_cap)
+    targets = _targets(data)
     folds = np.array([fold(answer.conversation, settings.folds) for answer in data.answers])
     scored = [(_out_of_fold(features, targets, folds, penalty), penalty) for penalty in PENALTIES]
     held_out, penalty = min(scored, key=lambda pair: _loss(pair[0], targets))
@@ -122,20 +120,19 @@ def fit(data: Dataset, features: Features, settings: config.RewardModel) -> tupl
     return model, _quality(held_out, slope, offset, targets)
 
 
-def _targets(data: Dataset, cap: float) -> _Targets:
-    votes: dict[str, float] = defaultdict(float)
-    for label in data.labels:
-        votes[label.rater] += 1
-    for pair in data.pairs:
-        votes[pair.rater] += pair.share
-    weight = rater_weights(votes, cap)
+def fit_head(data: Dataset, features: Features, penalty: float) -> RewardModel:
+    """The head alone, at a given penalty and as yet uncalibrated. `data` must have votes."""
+    return _fit(features, _targets(data), penalty)
+
+
+def _targets(data: Dataset) -> _Targets:
     return _Targets(
         np.array([label.answer for label in data.labels], dtype=np.int64),
         np.array([label.value for label in data.labels], dtype=np.float64),
-        np.array([weight[label.rater] for label in data.labels], dtype=np.float64),
+        np.array([data.weight(label.rater) for label in data.labels], dtype=np.float64),
         np.array([pair.better for pair in data.pairs], dtype=np.int64),
         np.array([pair.worse for pair in data.pairs], dtype=np.int64),
-        np.array([weight[pair.rater] * pair.share for pair in data.pairs], dtype=np.float64),
+        np.array([data.weight(pair.rater) * pair.share for pair in data.pairs], dtype=np.float64),
     )
 
 
@@ -213,20 +210,32 @@ def _quality(scores: Floats, slope: float, offset: float, targets: _Targets) -> 
     z = scores[targets.rows]
     pairs = scores[targets.better] - scores[targets.worse]
     return Quality(
-        auc=auc(z, targets.values > 0.5),
+        auc=auc(z, targets.values > 0.5, targets.weights),
         ece=ece(expit(slope * z + offset), targets.values),
-        agreement=float(np.average(pairs > 0, weights=targets.pair_weights)) if len(pairs) else float("nan"),
-        up_rate=float(targets.values.mean()) if len(z) else float("nan"),
-        votes=len(z) + float(targets.pair_weights.sum()),
+        agreement=_mean(pairs > 0, targets.pair_weights),
+        up_rate=_mean(targets.values, targets.weights),
+        votes=float(targets.weights.sum() + targets.pair_weights.sum()),
     )
 
 
-def auc(scores: Floats, positive: NDArray[np.bool_]) -> float:
-    """Chance that a positive outscores a negative (ties count half); NaN if one of them is missing."""
-    positives, negatives = int(positive.sum()), int((~positive).sum())
-    if not positives or not negatives:
+def _mean(values: NDArray[Any], weights: Floats) -> float:
+    """By weight; NaN if nothing weighs."""
+    return float(values @ weights / weights.sum()) if weights.sum() else float("nan")
+
+
+def auc(scores: Floats, positive: NDArray[np.bool_], weights: Floats | None = None) -> float:
+    """Chance that a positive outscores a negative (ties count half), each drawn by its weight (1 if None).
+
+    NaN if one of them is missing.
+    """
+    weights = np.ones(len(scores)) if weights is None else weights
+    levels, level = np.unique(scores, return_inverse=True)
+    ups = np.bincount(level, weights * positive, len(levels))
+    downs = np.bincount(level, weights * ~positive, len(levels))
+    if not ups.sum() or not downs.sum():
         return float("nan")
-    return float((rankdata(scores)[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    below = np.cumsum(downs) - downs
+    return float(ups @ (below + downs / 2) / (ups.sum() * downs.sum()))
 
 
 def ece(probabilities: Floats, values: Floats, bins: int = 10) -> float:

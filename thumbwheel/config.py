@@ -161,8 +161,15 @@ class RewardModel(Section):
     """Latest votes it is fitted on."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Folds, by conversation, in which it is measured and calibrated."""
-    rater_cap: Share = 0.5
-    """Largest share of a batch's weight that one rater may hold, where there is more than one rater."""
+
+
+class Raters(Section):
+    crowd: Annotated[int, Field(ge=3)] = 8
+    """Fewer raters than this are no crowd that could tell the good from the bad: all votes weigh the same."""
+    max_share: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    """Largest share of all votes' weight that one rater may hold; never less than what half of the raters hold."""
+    known_after: Positive = 8
+    """Votes after which a newcomer's count in full and their edits are used; fewer, where everybody has fewer."""
 
 
 class Lora(Section):
@@ -265,6 +272,8 @@ class Learner(Section):
     """Threads on a CPU; 0 means one per core (it runs niced, so the engine goes first)."""
     niceness: Annotated[int, Field(ge=0, le=19)] = 15
     """How far it stands back for the engine."""
+    raters: Raters = Raters()
+    """How much each rater's votes weigh."""
     reward_model: RewardModel = RewardModel()
     """Turns votes into a reward."""
     lora: Lora = Lora()

@@ -55,8 +55,16 @@ def test_thumbs_and_stars_are_labels() -> None:
     stars = pb.VoteEvent(turn_id="t1", response_id="t1-1", rater="b", kind=pb.VOTE_KIND_STARS, stars=4)
     data = add(thumb(0, pb.THUMB_UP), thumb(0, pb.THUMB_DOWN, "c"), stars)
     assert [(label.answer, label.value) for label in data.labels] == [(0, 1.0), (0, 0.0), (1, 0.75)]
-    assert data.own_votes() == {0: 0.0, 1: 0.5}
+    assert data.own_votes() == {0: (0.0, 1.0), 1: (0.5, 1.0)}
     assert data.votes == 3
+
+
+def test_votes_count_as_far_as_their_raters_do() -> None:
+    data = add(thumb(0, pb.THUMB_UP), thumb(0, pb.THUMB_DOWN, "c"), thumb(1, pb.THUMB_UP, "nobody"))
+    data.weights = {"c": 0.25, "nobody": 0.0}
+    assert data.own_votes() == {0: (pytest.approx(0.6), pytest.approx(0.625)), 1: (0.0, 0.0)}
+    assert data.votes == pytest.approx(1.25)
+    assert data.part(lambda answer: True).weights == data.weights
 
 
 def test_a_ranking_counts_once_and_ties_make_no_pair() -> None:
@@ -64,13 +72,13 @@ def test_a_ranking_counts_once_and_ties_make_no_pair() -> None:
     keys = [answer.key for answer in data.answers]
     assert {(keys[pair.better], keys[pair.worse]) for pair in data.pairs} == {("t1-1", "t1-0"), ("t1-1", "t1-2")}
     assert data.votes == pytest.approx(1)
-    values = {keys[index]: value for index, value in data.own_votes().items()}
+    values = {keys[index]: value for index, (value, _) in data.own_votes().items()}
     assert values == {"t1-1": 1.0, "t1-0": -1.0, "t1-2": -1.0}
 
 
 def test_the_middle_of_a_ranking_is_neutral() -> None:
     data = add(ranking(1, 2, 3))
-    assert {data.answers[i].key: v for i, v in data.own_votes().items()} == {"t1-0": 1, "t1-1": 0, "t1-2": -1}
+    assert {data.answers[i].key: v for i, (v, _) in data.own_votes().items()} == {"t1-0": 1, "t1-1": 0, "t1-2": -1}
 
 
 def test_an_edit_is_better_than_what_it_mends_and_never_trains_as_a_sample() -> None:
@@ -79,6 +87,7 @@ def test_an_edit_is_better_than_what_it_mends_and_never_trains_as_a_sample() -> 
     (pair,) = data.pairs
     assert data.answers[pair.worse].key == "t1-0"
     assert data.answers[pair.better].answer_ids == (ord("o"), ord("k"), 2)
+    assert pair.edit
     assert not data.answers[pair.better].trainable
     assert data.answers[pair.better].conversation == data.answers[pair.worse].conversation
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from learner.dataset import Answer, Dataset, Label, Pair, rater_weights
+from learner.dataset import Answer, Dataset, Label, Pair
 from learner.reward_model import FORM, OUTLOOK_PRIOR, RewardModel, auc, ece, fit
 from thumbwheel import config
 
@@ -85,16 +85,25 @@ def test_auc_by_hand() -> None:
     assert auc(np.array([0.1, 0.4, 0.8, 0.4]), np.array([False, False, True, True])) == pytest.approx(3.5 / 4)
 
 
+def test_auc_by_hand_with_weights() -> None:
+    # Ups .4 (twice as heavy) and .8 against downs .1 (three times as heavy) and .4: (2 * (3 + .5) + 1 * 4) / (3 * 4).
+    scores, weights = np.array([0.1, 0.4, 0.8, 0.4]), np.array([3.0, 2.0, 1.0, 1.0])
+    assert auc(scores, np.array([False, True, True, False]), weights) == pytest.approx(11 / 12)
+
+
 def test_ece_by_hand() -> None:
     # One bin (fewer than 40 votes): mean probability .5, mean vote .75.
     assert ece(np.array([0.2, 0.8, 0.5, 0.5]), np.array([1.0, 1.0, 1.0, 0.0])) == pytest.approx(0.25)
 
 
-def test_a_loud_rater_is_capped() -> None:
-    weights = rater_weights({"loud": 90, "a": 5, "b": 5}, 0.5)
-    assert weights["a"] == weights["b"] == 1
-    assert 90 * weights["loud"] == pytest.approx(10)
-    assert rater_weights({"only": 50}, 0.5) == {"only": 1.0}
+def test_votes_weigh_what_their_raters_weigh() -> None:
+    features, liking = truth(400)
+    labels = [Label(i, float(liking[i] > 0), "honest") for i in range(200)]
+    labels += [Label(i, float(liking[i] < 0), "contrary") for i in range(200)]
+    model, quality = fit(Dataset(answers(400), labels, [], {"contrary": 0.0}), features, SETTINGS)
+    assert auc(model.score(features[200:]), liking[200:] > 0) > 0.95
+    assert quality.auc > 0.95
+    assert quality.votes == 200
 
 
 def test_the_outlook_is_the_score_of_what_has_been_said_and_average_words_to_come() -> None:
