@@ -22,6 +22,7 @@ from server import adapters
 from thumbwheel import artifacts
 from thumbwheel.config import Config
 from thumbwheel.errors import AdapterRefused, NotFound, SetupError, ThumbwheelError
+from thumbwheel.freeze import Brake
 from thumbwheel.lease import is_led
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
@@ -172,6 +173,10 @@ async def _clock(store: Store) -> str:
 
 
 async def _learner(store: Store, patience: float) -> str:
+    frozen = await Brake(store).frozen()
+    if frozen:
+        wires = ", ".join(each.wire for each in frozen.tripped)
+        raise SetupError(f"a tripwire has frozen it ({wires}), so votes wait\n  `thumbwheel release` shows why")
     deadline = time.monotonic() + patience
     while not await is_led(store):
         if time.monotonic() >= deadline:

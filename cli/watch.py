@@ -77,11 +77,13 @@ class Watch:
         """Waits for something to be seen.
 
         Raises:
-            SetupError: the learner's cycles break off again and again.
+            SetupError: the learner's cycles break off again and again, or a tripwire has frozen it.
         """
         allowed = self.learner.failures + MAX_FAILURES
         async with self._seen:
             while not condition():
+                if self.learner.stage == "frozen":
+                    raise SetupError("a tripwire has frozen the learner: `thumbwheel release` shows why")
                 if self.learner.failures >= allowed:
                     raise SetupError(f"{MAX_FAILURES} cycles of the learner broke off; its log says why")
                 # A poll ends every few seconds, whoever answers it: longer silence is our own fault.

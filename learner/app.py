@@ -2,7 +2,8 @@
 
 waiting for votes ──min_votes──► cycle ──committed──► waiting
      ▲                              │
-     └────── backoff ◄── failed ────┘   (the batch stays frozen and is taken again)
+     ├────── backoff ◄── failed ────┤   (the batch stays frozen and is taken again)
+     └── frozen ◄─── a wire tripped ┘   (until a person lets it go on)
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from thumbwheel import artifacts
 from thumbwheel.config import Config
 from thumbwheel.credentials import scrapers
 from thumbwheel.erasure import Erasure
-from thumbwheel.errors import LeaseLost, SetupError, StoreUnavailable, ThumbwheelError
+from thumbwheel.errors import LearnerFrozen, LeaseLost, SetupError, StoreUnavailable, ThumbwheelError
 from thumbwheel.feedback_log import FeedbackLog
+from thumbwheel.freeze import Brake
 from thumbwheel.lease import Lease
 from thumbwheel.metrics_http import MetricsHttp
 from thumbwheel.perimeter import CertificateFiles, reachable, require_closed
@@ -66,9 +68,11 @@ async def run_once(settings: Config) -> pb.CycleRecord:
     """Runs one cycle.
 
     Raises:
-        SetupError: as `run`; or there are too few votes, or another learner leads.
+        SetupError: as `run`; or there are too few votes, another learner leads, or a tripwire holds.
     """
     async with _wheel(settings) as wheel:
+        if await wheel.brake.frozen():
+            raise SetupError("a tripwire has frozen the learner: `thumbwheel release` shows why, and lets it go on")
         waiting = await wheel.stream.waiting()
         if waiting < wheel.settings.min_votes:
             raise SetupError(
@@ -77,7 +81,10 @@ async def run_once(settings: Config) -> pb.CycleRecord:
         if not await wheel.lease.acquire():
             raise SetupError("another learner leads: stop it first, or let it learn")
         async with _holding(wheel.lease):
-            return await wheel.turn()
+            try:
+                return await wheel.turn()
+            except LearnerFrozen as error:
+                raise SetupError(str(error)) from error
 
 
 @contextlib.asynccontextmanager
@@ -139,6 +146,7 @@ def _build(settings: Config, store: Store, lease: Lease, rollouts: Rollouts) -> 
         feedback=FeedbackLog(store, settings.feedback),
         registry=registry,
         erasure=Erasure(store),
+        brake=Brake(store),
         lease=lease,
         policy=Policy(folder, settings.learner.lora, settings.learner.seed),
         features=FeatureCache(),
@@ -169,6 +177,13 @@ async def _lead(wheel: Wheel) -> NoReturn:
     while True:
         waiting = await wheel.stream.waiting()
         metrics.votes_waiting.set(waiting)
+        frozen = await wheel.brake.frozen()
+        metrics.frozen([each.wire for each in frozen.tripped] if frozen else [])
+        if frozen:
+            metrics.stage("frozen")
+            await asyncio.sleep(wheel.settings.poll)
+            continue
+        metrics.stage("waiting")
         if waiting < wheel.settings.min_votes:
             await asyncio.sleep(wheel.settings.poll)
             continue
@@ -177,6 +192,8 @@ async def _lead(wheel: Wheel) -> NoReturn:
             failures = 0
         except (LeaseLost, StoreUnavailable):
             raise
+        except LearnerFrozen:
+            continue  # what froze it is in the log; the mark is found above
         except (
             Exception
         ) as error:  # The loop's boundary: whatever broke a cycle, the batch stays frozen and is retried.

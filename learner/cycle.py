@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from learner import metrics
+from learner import metrics, tripwires
 from learner.anchor import Anchor
 from learner.competence import Competence
 from learner.dataset import Answer, Dataset, EncodeAnswer, held_out
@@ -35,8 +35,17 @@ from learner.trial import Trial
 from thumbwheel import config
 from thumbwheel.artifacts import verify_version
 from thumbwheel.erasure import Erasure
-from thumbwheel.errors import AdapterRefused, Conflict, CorruptRecord, NotReady, PersonErased, TrainingDiverged
+from thumbwheel.errors import (
+    AdapterRefused,
+    Conflict,
+    CorruptRecord,
+    LearnerFrozen,
+    NotReady,
+    PersonErased,
+    TrainingDiverged,
+)
 from thumbwheel.feedback_log import FeedbackLog
+from thumbwheel.freeze import Brake
 from thumbwheel.lease import Lease
 from thumbwheel.registry import Registry
 from thumbwheel.turn_log import TurnLog
@@ -76,6 +85,7 @@ class Wheel:
     feedback: FeedbackLog
     registry: Registry
     erasure: Erasure
+    brake: Brake
     lease: Lease
     policy: Policy
     features: FeatureCache
@@ -87,7 +97,11 @@ class Wheel:
     tick: Callable[[float], None] = lambda ratio: metrics.progress.set(ratio)
 
     async def turn(self) -> pb.CycleRecord:
-        """Runs one cycle and commits it. Killed anywhere, the next call takes the same batch again."""
+        """Runs one cycle and commits it. Killed anywhere, the next call takes the same batch again.
+
+        Raises:
+            LearnerFrozen: these votes trip a wire; they wait for a person, and so does the learner.
+        """
         started = time.monotonic()
         metrics.stage("collecting")
         batch = await self._freeze()
@@ -95,6 +109,7 @@ class Wheel:
             "cycle_started", extra={"cycle": batch.cycle_id, "votes": len(batch.event_ids), "parent": batch.parent}
         )
         await self._check_parent(batch.parent)
+        seen = await self._watch_wires(batch)
         outcome = await self._learn(batch)
         metrics.stage("committing")
         record = pb.CycleRecord(
@@ -102,7 +117,7 @@ class Wheel:
             outcome=outcome.name,
             version=outcome.version.name if outcome.version else "",
             reasons=outcome.reasons,
-            metrics=outcome.metrics | {"votes": len(batch.event_ids), "seconds": time.monotonic() - started},
+            metrics=outcome.metrics | seen | {"votes": len(batch.event_ids), "seconds": time.monotonic() - started},
         )
         record.finished_at.GetCurrentTime()
         await self._commit(record, outcome)
@@ -150,6 +165,30 @@ class Wheel:
                 await self.registry.roll_back(f"the learner refused it: {error}", expected_live=name)
             await self.stream.thaw(self.lease)
             raise
+
+    async def _watch_wires(self, batch: pb.BatchManifest) -> dict[str, float]:
+        """Figures of the batch, for those after it.
+
+        Raises:
+            LearnerFrozen: it trips a wire.
+        """
+        events = await self.stream.read(batch)
+        past = await self.registry.lineage(tripwires.LOOK_BACK)
+        found = tripwires.look(events, past, batch.parent, self.settings.tripwires, self.settings.raters.crowd)
+        if found and not await self.brake.pardoned(batch.digest):
+            await self.brake.freeze(self.lease, batch.cycle_id, batch.digest, found)
+            for each in found:
+                log.error(
+                    "frozen",
+                    extra={
+                        "cycle": batch.cycle_id,
+                        "wire": each.wire,
+                        "found": each.words,
+                        "answers": list(each.samples),
+                    },
+                )
+            raise LearnerFrozen(f"frozen by {', '.join(each.wire for each in found)}: see `thumbwheel release`")
+        return tripwires.figures(events)
 
     async def _learn(self, batch: pb.BatchManifest) -> Outcome:
         began = int(time.time() * 1000)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from prometheus_client import Counter, Gauge
 
-STAGES = ("waiting", "collecting", "reward_model", "ppo", "gate", "committing")
+from learner.tripwires import WIRES
+
+STAGES = ("waiting", "frozen", "collecting", "reward_model", "ppo", "gate", "committing")
 
 _stage = Gauge("thumbwheel_learner_stage", "1 for the stage the learner is in.", ["stage"])
 progress = Gauge("thumbwheel_learner_progress_ratio", "How far the stage has come, 0 to 1.")
@@ -25,6 +27,7 @@ quarantined_edits = Gauge(
 distrusted_raters = Gauge(
     "thumbwheel_learner_distrusted_raters", "Raters of the last cycle's votes who are trusted by less than half."
 )
+_frozen = Gauge("thumbwheel_learner_frozen", "1 for each tripwire that has frozen the learner.", ["wire"])
 _auc = Gauge("thumbwheel_learner_reward_model_auc", "AUC of the reward model on unseen conversations.")
 _ece = Gauge("thumbwheel_learner_reward_model_ece", "Expected calibration error on unseen conversations.")
 _ppo = {
@@ -53,6 +56,12 @@ def stage(name: str) -> None:
     for other in STAGES:
         _stage.labels(other).set(other == name)
     progress.set(0)
+
+
+def frozen(wires: Collection[str]) -> None:
+    """Shows which wires hold the learner; none if it is free."""
+    for wire in {*WIRES, *wires}:
+        _frozen.labels(wire).set(wire in wires)
 
 
 def reward_model(auc: float, ece: float) -> None:

@@ -172,6 +172,19 @@ class Raters(Section):
     """Votes after which a newcomer's count in full and their edits are used; fewer, where everybody has fewer."""
 
 
+class Tripwires(Section):
+    reward_cycles: Annotated[int, Field(ge=2)] = 3
+    """Releases over which a reward that rises must bring up-votes."""
+    same_rater: Share = 0.25
+    """Largest chance that two votes of a crowd's batch are by the same rater; 1 allows everything."""
+    identical_texts: Positive = 5
+    """Comments and edits of a crowd's batch that say the same, at which it trips ..."""
+    identical_share: Share = 0.3
+    """... if they are at least this share of all."""
+    sudden_change: Annotated[float, Field(gt=0)] = 5.0
+    """Robust standard deviations by which votes per hour and up-rate may differ from those of former cycles."""
+
+
 class Lora(Section):
     rank: Positive = 16
     """Rank of the adapter."""
@@ -274,6 +287,8 @@ class Learner(Section):
     """How far it stands back for the engine."""
     raters: Raters = Raters()
     """How much each rater's votes weigh."""
+    tripwires: Tripwires = Tripwires()
+    """What freezes the learner until `thumbwheel release`."""
     reward_model: RewardModel = RewardModel()
     """Turns votes into a reward."""
     lora: Lora = Lora()

@@ -15,6 +15,7 @@ ThumbwheelError                what was wrong and what to do, in one message for
 ├── LeaseLost                  another learner leads; nothing was committed
 ├── PersonErased               somebody whose votes a cycle has learned from was erased meanwhile; it starts anew
 ├── TrainingDiverged           a loss or gradient is not finite; nothing of this cycle is released
+├── LearnerFrozen              a tripwire has tripped; nothing trains until a person releases it
 └── SetupError                 configuration, disk, port, model or Redis: cannot start
 """
 
@@ -96,6 +97,10 @@ class PersonErased(ThumbwheelError):
 
 class TrainingDiverged(ThumbwheelError):
     """The numbers of a training run left the finite range."""
+
+
+class LearnerFrozen(ThumbwheelError):
+    """A person has to look at what was voted."""
 
 
 class SetupError(ThumbwheelError):

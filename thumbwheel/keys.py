@@ -17,6 +17,8 @@ run on a cluster.
     ...:lease                 string  who leads; lapses
     ...:fence                 string  the newest fencing token
     ...:manifest              hash    cycle_id, data: sealed BatchManifest of the cycle under way
+    ...:frozen                string  sealed Struct: why the learner stands (see freeze.py)
+    ...:pardoned              string  digest of the batch that was last let pass
     ...:lineage               list    sealed CycleRecord, newest first
     ...:done                  set     ids of committed cycles
     ...:versions              hash    name -> sealed VersionRecord
@@ -47,6 +49,8 @@ class Keys:
         self.lease = self._tag + "lease"
         self.fence = self._tag + "fence"
         self.manifest = self._tag + "manifest"
+        self.frozen = self._tag + "frozen"
+        self.pardoned = self._tag + "pardoned"
         self.lineage = self._tag + "lineage"
         self.done = self._tag + "done"
         self.versions = self._tag + "versions"

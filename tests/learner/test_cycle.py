@@ -26,6 +26,7 @@ from thumbwheel.config import Config, load
 from thumbwheel.erasure import Erasure
 from thumbwheel.errors import AdapterRefused, PersonErased
 from thumbwheel.feedback_log import FeedbackLog
+from thumbwheel.freeze import Brake
 from thumbwheel.lease import Lease
 from thumbwheel.records import now
 from thumbwheel.registry import Registry
@@ -125,6 +126,7 @@ async def make(redis_url: str, tmp_path: Path, policy: Policy) -> AsyncIterator[
             feedback=FeedbackLog(store, config.feedback),
             registry=registry,
             erasure=Erasure(store),
+            brake=Brake(store),
             lease=lease,
             policy=policy,
             features=FeatureCache(),
