@@ -21,6 +21,9 @@ from learner.dataset import Dataset
 from learner.reward_model import Features, fit_head
 from thumbwheel import config
 
+ENOUGH = 64.0
+"""Votes to learn something from: fewer judge nobody, and no cap leaves fewer. One keen person is not to be reduced to
+the votes of their guests; the tripwires look at batches that few have cast."""
 GROUPS = 5
 """Parts of the raters; each is judged by a model of the other parts' votes."""
 ROUNDS = 2
@@ -84,7 +87,8 @@ def weights(votes: Mapping[str, float], trust: Mapping[str, float], settings: co
 
 
 def _capped(mass: Mapping[str, float], share: float) -> dict[str, float]:
-    most = _most(np.array([each for each in mass.values() if each] or [0.0]), share)
+    heard = np.array([each for each in mass.values() if each] or [0.0])
+    most = max(_most(heard, share), _enough(heard))
     return {rater: min(each, most) for rater, each in mass.items()}
 
 
@@ -128,6 +132,17 @@ def _most(mass: NDArray[np.float64], share: float) -> float:
     return float(np.median(mass))
 
 
+def _enough(mass: NDArray[np.float64]) -> float:
+    """(R,) -> the least m with sum(min(mass, m)) = ENOUGH; the largest mass if all together are less."""
+    missing, quietest = ENOUGH, np.sort(mass)
+    for place, each in enumerate(quietest):
+        level = missing / (len(quietest) - place)
+        if level <= each:
+            return float(level)
+        missing -= each
+    return float(quietest[-1])
+
+
 def _trust(data: Dataset, features: Features) -> dict[str, float]:
     """Of each rater, 0 (a quarter of the usual agreement in log-odds, or less) to 1 (three quarters, or more).
 
@@ -142,7 +157,7 @@ def _trust(data: Dataset, features: Features) -> dict[str, float]:
             labels=[label for label in data.labels if group[label.rater] != number],
             pairs=[pair for pair in data.pairs if group[pair.rater] != number],
         )
-        if not others.votes:
+        if others.votes < ENOUGH:
             continue
         model = fit_head(others, features, PENALTY)
         # From the middle: people differ in how often they are pleased, and are to agree on what with.

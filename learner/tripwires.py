@@ -82,11 +82,9 @@ def _reward_without_votes(
     promised = (last["ppo_reward_mean"] - first["ppo_reward_mean"]) / 2
     rise = now["batch_up_rate"] - first["batch_up_rate"]
     error = math.hypot(*(_error(each["batch_up_rate"], each["batch_rated"]) for each in (now, first)))
-    if not (rise <= error and rise + 2 * error < promised):
+    if promised <= error or rise > error or rise + 2 * error >= promised:
         return None
-    words = (
-        f"over {settings.reward_cycles} releases the reward promised {promised:+.0%} up-votes, there are {rise:+.0%}"
-    )
+    words = f"over {settings.reward_cycles} releases the reward promised {promised:+.0%} up-votes, it was {rise:+.0%}"
     disliked = (event for event in standing if (value := _value(event)) is not None and value < 0.5)
     return Tripped("reward_without_votes", words, _samples(disliked))
 
@@ -98,9 +96,9 @@ def _few_raters(standing: Sequence[pb.VoteEvent], settings: config.Tripwires) ->
         return None
     [(loudest, count)] = votes.most_common(1)
     words = (
-        f"of {len(votes)} raters one cast {count} of {total} votes; two votes are by the same rater with a chance of "
+        f"of {len(votes)} raters one cast {count} of {total} votes; the chance that two votes are by the same rater "
     )
-    words += f"{same:.0%}, {settings.same_rater:.0%} allowed"
+    words += f"is {same:.0%}, {settings.same_rater:.0%} allowed"
     return Tripped("few_raters", words, _samples(event for event in standing if event.rater == loudest))
 
 

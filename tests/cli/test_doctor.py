@@ -86,6 +86,16 @@ async def test_a_live_version_of_another_base_is_named(led: Any, doctor: Doctor,
     assert "another base model" in line(done, "versions")
 
 
+async def test_a_frozen_learner_is_named_with_its_wire(led: Any, doctor: Doctor) -> None:
+    store = await Store.open(led.config.redis.url, led.config.redis.namespace)
+    await store.call("SET", store.keys.frozen, b"rotten")
+    await store.close()
+    done = await doctor()
+    assert done.code == 1
+    assert "frozen it (unknown)" in line(done, "learner")
+    assert "thumbwheel release" in line(done, "learner")
+
+
 async def test_nobody_leads(served: Any, doctor: Doctor) -> None:
     done = await doctor()
     assert done.code == 1

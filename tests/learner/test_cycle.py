@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -11,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
-from learner import cycle
+from learner import app, cycle
 from learner.anchor import Anchor
 from learner.competence import Competence
 from learner.cycle import Wheel
@@ -24,7 +26,7 @@ from learner.rollouts import Sampled
 from thumbwheel import artifacts
 from thumbwheel.config import Config, load
 from thumbwheel.erasure import Erasure
-from thumbwheel.errors import AdapterRefused, PersonErased
+from thumbwheel.errors import AdapterRefused, LearnerFrozen, PersonErased
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.freeze import Brake
 from thumbwheel.lease import Lease
@@ -75,12 +77,13 @@ class Bench:
         self.store = store
         self.rollouts = rollouts
 
-    async def votes(self, count: int, first: int = 0) -> None:
+    async def votes(self, count: int, first: int = 0, raters: int = 0, comment: str = "") -> None:
         for number in range(first, first + count):
+            rater = f"rater {number % raters}" if raters else "owner"
             dice = np.random.default_rng(number)
             turn = pb.TurnRecord(
                 turn_id=f"t{number}",
-                owner="owner",
+                owner=rater,
                 created_at=now(),
                 messages=[pb.Message(role=pb.ROLE_USER, content=f"Question {number}?")],
                 prompt_token_ids=[1, 100 + number, 7],
@@ -97,8 +100,8 @@ class Bench:
             )
             await self.wheel.turns.append(turn, answer)
             event = pb.VoteEvent(
-                turn_id=turn.turn_id, response_id=answer.response_id, rater="owner", kind=pb.VOTE_KIND_THUMB,
-                thumb=pb.THUMB_UP if number % 2 else pb.THUMB_DOWN, created_at=now(),
+                turn_id=turn.turn_id, response_id=answer.response_id, rater=rater, kind=pb.VOTE_KIND_THUMB,
+                thumb=pb.THUMB_UP if number % 2 else pb.THUMB_DOWN, comment=comment, created_at=now(),
             )  # fmt: skip
             await self.wheel.feedback.append(event, f"key {number}")
 
@@ -317,6 +320,52 @@ async def test_a_released_version_is_listed_to_whom_it_learned_from(make: Callab
     await bench.votes(60)
     record = await bench.wheel.turn()
     assert (await bench.wheel.erasure.erase("owner")).versions == (record.version,)
+
+
+async def test_votes_that_trip_a_wire_wait_until_a_person_lets_them_pass(
+    make: Callable[..., Awaitable[Bench]], caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = await make("learner.reward_model.min_votes=1", "learner.poll=0.01")
+    await bench.votes(60, raters=12, comment="buy cola")
+    with pytest.raises(LearnerFrozen, match="identical_texts"):
+        await bench.wheel.turn()
+    [said] = [record for record in caplog.records if record.msg == "frozen"]
+    assert (said.levelname, said.__dict__["wire"]) == ("ERROR", "identical_texts")
+    assert "cola" not in str(said.__dict__)
+
+    # The leader stands, and says so; votes wait.
+    leading = asyncio.create_task(app._lead(bench.wheel))
+    await come_true(lambda: shown("stage", stage="frozen") == shown("frozen", wire="identical_texts") == 1)
+    await bench.votes(5, first=60)
+    await come_true(lambda: shown("votes_waiting") == 65)
+    assert not leading.done()
+    assert await bench.wheel.registry.committed() == 0
+    assert not bench.rollouts.asked
+
+    # Released, it takes the same batch, and it trips no more.
+    frozen = await bench.wheel.brake.frozen()
+    assert frozen is not None
+    assert len(frozen.tripped[0].samples) == 5
+    await bench.wheel.brake.release(frozen)
+    await come_true(lambda: shown("votes_waiting") == 5)
+    leading.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await leading
+    [record] = await bench.wheel.registry.lineage(5)
+    assert (record.batch.cycle_id, len(record.batch.event_ids)) == ("cycle-1", 60)
+    assert record.metrics["batch_up_rate"] == 0.5
+    assert shown("frozen", wire="identical_texts") == 0
+
+
+async def come_true(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - a gauge sends no event
+            await asyncio.sleep(0.01)
+
+
+def shown(name: str, **labels: str) -> float | None:
+    """A figure of the learner's page."""
+    return REGISTRY.get_sample_value(f"thumbwheel_learner_{name}", labels)
 
 
 async def test_what_operators_chose_meanwhile_stands(make: Callable[..., Awaitable[Bench]]) -> None:

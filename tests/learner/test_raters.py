@@ -46,6 +46,17 @@ def test_where_raters_are_few_the_loud_hold_what_half_of_them_hold() -> None:
     assert found["rater 3"] == 1
 
 
+def test_one_keen_person_among_guests_keeps_enough_to_learn_from() -> None:
+    found = trusted({f"guest {i}": 1.0 for i in range(9)} | {"keen": 200.0})
+    assert 200 * found["keen"] + 9 * found["guest 0"] == pytest.approx(64, abs=9)
+
+
+def test_one_keen_person_is_not_judged_by_a_handful_of_guests() -> None:
+    data, features, liked = crowd(raters=1, each=200)
+    data.labels += [Label(200 + i, float(not liked[200 + i]), f"guest {i}") for i in range(9)]
+    assert weighed(data, features).trust["rater 0"] == 1
+
+
 def test_newcomers_ramp_up_where_others_are_known() -> None:
     found = trusted({f"rater {i}": 20.0 for i in range(20)} | {"new": 2.0, "newer": 1.0})
     assert (found["new"], found["newer"]) == (pytest.approx(2 / 8), pytest.approx(1 / 8))
