@@ -27,12 +27,14 @@ Departures from the paper, and why:
 - Every update also holds the policy to the base's own answers to plain questions (`learner.anchor`), as PPO-ptx holds
   to pretraining text. Answers that please say little about how to answer those, and without this they drift.
 - The value head reads a detached trunk: with a few hundred answers, values must not bend the policy's features.
+- The order in which answers come does not matter: folds and shuffles go by what an answer says (`in_order`).
 - A minibatch is computed in micro-batches of similar length, each divided by the whole minibatch's answer tokens: the
   gradient is that of the whole, whatever memory allows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,7 +57,7 @@ variance explained most of the reward model's score: .24/.22/.18 of its variance
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What is known of an iteration's answers before the first update. B answers, A tokens of the longest."""
+    """What is known of an iteration's B answers, `in_order`, before the first update. A tokens of the longest."""
 
     answers: list[Answer]
     hidden: list[Tensor]  # B x (T, D), below the adapter
@@ -149,6 +151,7 @@ class Trainer:
     def look_back(self, samples: Sequence[Sample], progress: Callable[[float], None] | None = None) -> Rollout:
         """The first half of `iterate`: one pass over the answers with the weights as they are. Raises as `iterate`."""
         _check(samples)
+        samples = in_order(samples)
         answers = [sample.answer for sample in samples]
         size = (len(answers), max(len(sample.answer_ids) for sample in samples))
         device, width = self._policy.device, self._policy.width
@@ -314,13 +317,22 @@ class Trainer:
         }
 
 
+def in_order(samples: Sequence[Sample]) -> list[Sample]:
+    """The same samples in the same order, however they came: as good as shuffled, by a digest of what they say."""
+
+    def place(sample: Sample) -> tuple[bytes, float, tuple[float, ...]]:
+        return hashlib.sha256(repr(sample.answer).encode()).digest(), sample.reward, sample.behaviour_logp
+
+    return sorted(samples, key=place)
+
+
 def contrast(samples: Sequence[Sample], keep: int) -> list[Sample]:
-    """The `keep` samples with the most telling rewards: half from the top, half from the bottom; in their old order."""
+    """The `keep` samples with the most telling rewards: half from the top, half from the bottom."""
     if len(samples) <= keep:
         return list(samples)
-    order = sorted(range(len(samples)), key=lambda i: samples[i].reward)  # stable: ties stay in their order
+    ranked = sorted(in_order(samples), key=lambda sample: sample.reward)  # stable: which of two equals stays is settled
     low = keep // 2
-    return [samples[i] for i in sorted(order[:low] + order[low - keep :])]
+    return ranked[:low] + ranked[low - keep :]
 
 
 def _check(samples: Sequence[Sample]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from learner.policy import Batch, Policy, Sample
-from learner.ppo import Trainer, contrast
+from learner.ppo import Trainer, contrast, in_order
 from thumbwheel import config
 from thumbwheel.errors import TrainingDiverged
 
@@ -38,9 +38,10 @@ def sampled(policy: Policy, count: int, seed: int = 0) -> list[Sample]:
 
 def on_policy(policy: Policy, samples: list[Sample]) -> list[Sample]:
     rollout = Trainer(policy, SETTINGS, seed=0).look_back(samples)
+    logps = dict(zip(rollout.answers, rollout.old_logp.tolist(), strict=True))  # its rows have an order of their own
     return [
-        dataclasses.replace(sample, behaviour_logp=tuple(rollout.old_logp[row, : len(sample.answer_ids)].tolist()))
-        for row, sample in enumerate(samples)
+        dataclasses.replace(sample, behaviour_logp=tuple(logps[sample.answer][: len(sample.answer_ids)]))
+        for sample in samples
     ]
 
 
@@ -87,7 +88,7 @@ def test_values_learn_to_explain_the_returns(policy: Policy) -> None:
 
 def test_advantages_come_from_values_that_have_not_seen_their_answer(policy: Policy) -> None:
     """One answer is praised beyond all others: a critic that had seen it would expect some of that."""
-    samples = sampled(policy, 16)
+    samples = in_order(sampled(policy, 16))
     outlier = [dataclasses.replace(samples[0], reward=100.0), *samples[1:]]
     trainer = Trainer(policy, SETTINGS, seed=3)
     usual, praised = (trainer._targets(trainer.look_back(batch)) for batch in (samples, outlier))
@@ -133,6 +134,15 @@ def test_the_same_samples_and_seed_give_the_same_bytes(policy: Policy, tiny_mode
     first = trained(tiny_model, samples, SETTINGS, tmp_path / "a")
     assert first == trained(tiny_model, samples, SETTINGS, tmp_path / "b")
     assert first[1] != trained(tiny_model, sampled(policy, 8, seed=1), SETTINGS, tmp_path / "c")[1]
+
+
+def test_the_order_in_which_samples_come_changes_nothing(policy: Policy, tiny_model: Path, tmp_path: Path) -> None:
+    """Not even rounding. One answer comes twice, with two rewards."""
+    samples = sampled(policy, 8)
+    samples.append(dataclasses.replace(samples[0], reward=0.75))
+    first = trained(tiny_model, samples, SETTINGS, tmp_path / "a")
+    assert first == trained(tiny_model, samples[::-1], SETTINGS, tmp_path / "b")
+    assert first == trained(tiny_model, samples[5:] + samples[:5], SETTINGS, tmp_path / "c")
 
 
 def test_microbatches_change_nothing_but_rounding(policy: Policy, tiny_model: Path, tmp_path: Path) -> None:
@@ -238,9 +248,14 @@ def test_an_anchor_holds_what_nobody_rates(policy: Policy, tiny_model: Path) -> 
     assert drift[1] < 0.5 * drift[0]
 
 
-def test_contrast_keeps_the_best_and_the_worst_in_their_order() -> None:
+def test_contrast_keeps_the_best_and_the_worst() -> None:
     samples = [Sample((1,), (2,), (0.0,), "base", reward) for reward in (0.0, 5.0, -1.0, 2.0, 4.0, 1.0)]
-    assert [sample.reward for sample in contrast(samples, 4)] == [0.0, 5.0, -1.0, 4.0]
-    assert [sample.reward for sample in contrast(samples, 3)] == [5.0, -1.0, 4.0]
+    assert [sample.reward for sample in contrast(samples, 4)] == [-1.0, 0.0, 4.0, 5.0]
+    assert [sample.reward for sample in contrast(samples, 3)] == [-1.0, 4.0, 5.0]
     assert contrast(samples, 6) == samples
     assert contrast(samples[:2], 6) == samples[:2]
+
+
+def test_which_of_equally_rewarded_samples_are_kept_does_not_depend_on_their_order() -> None:
+    samples = [Sample((1,), (token,), (0.0,), "base", float(token % 2)) for token in range(2, 14)]
+    assert contrast(samples, 5) == contrast(samples[::-1], 5)
