@@ -247,7 +247,7 @@ class Wheel:
         folder = self.publisher.root / parent.path if parent.path else None
         await asyncio.to_thread(self.policy.load_adapter, folder)
         anchor = await self.anchor.answers() if settings.anchor_coef else ()
-        trainer = Trainer(self.policy, settings, batch.seed, anchor)
+        trainer = Trainer(self.policy, settings, batch.seed, anchor, parent.metrics.get("ppo_kl_price", 0.0))
         recent = await self._recent_versions(parent)
         samples = _rated_samples(train, fresh, recent, reward_model.probability(features), settings)
         stats: dict[str, float] = {}

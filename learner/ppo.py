@@ -12,7 +12,8 @@ Departures from the paper, and why:
   distributions (arXiv:2504.10637): the log-ratio of the sampled token has the same mean and drowns a few hundred
   answers' scores in noise. A token has no influence on its own term in the reward, so that gradient stands in the loss.
   How far the policy is from the base (`Rollout.kl`) is measured on its own fresh samples, never on those that it is
-  just learning: such estimates are biased. Within an iteration `target_kl` watches.
+  just learning: such estimates are biased. It sets the price of the KL (`learner.kl_price`). Within an iteration
+  `target_kl` watches.
 - The critic starts from the reward model: a value is what that says of the answer so far (`Sample.outlook`), corrected
   by the value head. Before it advises, the head is fitted to the iteration's returns in closed form (VC-PPO,
   arXiv:2503.01491, warms it up by gradient), and advantages are taken from values of answers that the fit had not seen.
@@ -43,6 +44,7 @@ import torch
 from torch import Tensor, nn
 
 from learner import ppo_math
+from learner.kl_price import KlPrice
 from learner.policy import Answer, Batch, Policy, Sample, microbatches
 from thumbwheel import config
 from thumbwheel.errors import TrainingDiverged
@@ -85,23 +87,28 @@ class _Targets:
     adv: Tensor  # (B, A), whitened
     ret: Tensor  # (B, A)
     weight: Tensor  # (B, A), truncated importance
-    kl_coef: float  # in units of the whitened advantages
+    kl_price: float  # reward per nat
+    kl_coef: float  # the same in units of the whitened advantages
 
 
 class Trainer:
     """Holds the optimiser over one cycle; the policy carries the weights."""
 
-    def __init__(self, policy: Policy, settings: config.Ppo, seed: int, anchor: Sequence[Answer] = ()) -> None:
+    def __init__(
+        self, policy: Policy, settings: config.Ppo, seed: int, anchor: Sequence[Answer] = (), kl_price: float = 0.0
+    ) -> None:
         """
         Args:
             policy: what is trained.
             settings: how.
             seed: of every shuffle and draw.
             anchor: answers on which the policy shall stay the base.
+            kl_price: what the cycle before paid for a nat at last, if more than `kl_coef`.
         """
         self._policy = policy
         self._anchor = anchor
         self._settings = settings
+        self._price = KlPrice(settings.kl_coef, settings.kl_budget, settings.fresh_iterations + 1, kl_price)
         self._shuffle = torch.Generator().manual_seed(seed)
         self._updates = 0
         self._optimiser = torch.optim.AdamW(
@@ -178,16 +185,17 @@ class Trainer:
     @torch.no_grad()
     def _targets(self, rollout: Rollout) -> _Targets:
         settings, mask = self._settings, rollout.mask
-        rewards = ppo_math.token_rewards(rollout.score, rollout.kl_old, mask, settings.kl_coef)
+        kl_price = self._price.after(rollout.kl)
+        rewards = ppo_math.token_rewards(rollout.score, rollout.kl_old, mask, kl_price)
         ends = ppo_math.last_step(mask) + (1 - mask)
         old_v = self._fitted_values(rollout, rewards, ends)
         adv, ret = ppo_math.gae(rewards, old_v, ends, settings.gamma, settings.lam)
         # The loss weighs advantages in units of their spread, so the penalty must be in these units too.
-        kl_coef = settings.kl_coef * float(torch.rsqrt(ppo_math.masked_var(adv, mask) + 1e-8))
+        kl_coef = kl_price * float(torch.rsqrt(ppo_math.masked_var(adv, mask) + 1e-8))
         # Over the whole iteration, not the minibatch: a minibatch of a few answers is a poor judge of the mean.
         adv = ppo_math.whiten(adv, mask)
         weight = ppo_math.truncated_importance(rollout.old_logp, rollout.behaviour_logp, settings.max_importance)
-        return _Targets(old_v, adv, ret, weight, kl_coef)
+        return _Targets(old_v, adv, ret, weight, kl_price, kl_coef)
 
     def _fitted_values(self, rollout: Rollout, rewards: Tensor, ends: Tensor) -> Tensor:
         """Corrects the value head where its predictions were off; (B, A) values that have not seen their own answer."""
@@ -301,6 +309,7 @@ class Trainer:
             "value_learning_rate": self._settings.value_learning_rate,
             "explained_variance": float(ppo_math.explained_variance(targets.old_v, targets.ret, mask)),
             "kl_per_sequence": rollout.kl,
+            "kl_price": targets.kl_price,
             "reward_mean": float(rollout.score.mean()),
             "reward_std": float(rollout.score.std(correction=0)),
             "value_mean": float(ppo_math.masked_mean(targets.old_v, mask)),

@@ -206,7 +206,8 @@ class Ppo(Section):
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the entropy bonus."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.1
-    """Price of a nat of KL to the reference, where a vote is worth from -1 to 1."""
+    """Least price of a nat of KL to the reference, where a vote is worth from -1 to 1. It rises while the policy walks
+    faster than `kl_budget` lasts; 0 leaves it at 0."""
     anchor_coef: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the KL to the base on its own answers to plain questions; 0 lets what is not rated drift."""
     kl_budget: Annotated[float, Field(gt=0)] = 5.0

@@ -209,6 +209,17 @@ def test_the_penalty_holds_the_policy_near_the_base(policy: Policy, tiny_model: 
     assert far[1] < 0.5 * far[0]
 
 
+def test_the_price_of_the_kl_rises_with_what_is_measured(policy: Policy) -> None:
+    samples = sampled(policy, 8)
+    trainer = Trainer(policy, SETTINGS.model_copy(update={"kl_budget": 1e-4}), seed=3)
+    prices = [trainer.iterate(samples)["kl_price"] for _ in range(3)]
+    assert prices[0] == SETTINGS.kl_coef  # nothing measured yet but that it is the base
+    assert prices == sorted(prices)
+    assert prices[2] > SETTINGS.kl_coef
+    dear = Trainer(policy, SETTINGS, seed=3, kl_price=0.3)
+    assert dear.iterate(samples)["kl_price"] == pytest.approx(0.3)
+
+
 def test_what_is_not_finite_ends_with_a_clear_error(policy: Policy) -> None:
     samples = sampled(policy, 4)
     with pytest.raises(TrainingDiverged, match="not finite"):
