@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,13 @@ _VALUE_FOLDS = 4
 _VALUE_PRIOR = 256.0
 """How many answers the critic's prior is worth. On 128 answers, out of fold, penalties of 1 to 3 times the states'
 variance explained most of the reward model's score: .24/.22/.18 of its variance for three tastes."""
+
+_COLLAPSED_ENTROPY = 0.1
+"""Of a token's entropy when the cycle began, what is left where a policy has collapsed."""
+_COLLAPSED_ANSWERS = 0.9
+"""Share of the answers that is one and the same answer where it has."""
+_TELLING_ANSWERS = 8
+"""Fewer answers may be alike by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,7 @@ class Trainer:
         self._price = KlPrice(settings.kl_coef, settings.kl_budget, settings.fresh_iterations + 1, kl_price)
         self._shuffle = torch.Generator().manual_seed(seed)
         self._updates = 0
+        self._entropy: float | None = None  # of a token, when the cycle began
         self._optimiser = torch.optim.AdamW(
             [
                 {"params": policy.adapter_parameters(), "lr": settings.learning_rate},
@@ -132,13 +141,15 @@ class Trainer:
 
         Raises:
             ValueError: no samples, an empty answer, or log-probabilities or an outlook that do not fit it.
-            TrainingDiverged: a loss, a gradient or a score is not finite. The weights are those before that update.
+            TrainingDiverged: a loss, a gradient or a score is not finite, or the policy has collapsed since the first
+                iteration. The weights are those before that update.
         """
         return self.update(self.look_back(samples, progress), progress)
 
     def update(self, rollout: Rollout, progress: Callable[[float], None] | None = None) -> dict[str, float]:
         """The second half of `iterate`: moves the weights. A caller may look at `rollout.kl` first and refrain."""
         settings = self._settings
+        self._check_alive(rollout)
         targets = self._targets(rollout)
 
         steps: list[dict[str, float]] = []
@@ -181,6 +192,15 @@ class Trainer:
             outlook[row, : len(sample.outlook)] = torch.tensor(sample.outlook)
         score = torch.tensor([sample.reward for sample in samples], device=device)
         return Rollout(answers, hidden, states, references, mask, old_logp, entropy, kl, behaviour_logp, outlook, score)
+
+    def _check_alive(self, rollout: Rollout) -> None:
+        entropy = float(ppo_math.masked_mean(rollout.entropy, rollout.mask))
+        if self._entropy is None:
+            self._entropy = entropy  # what the parent was like is not this cycle's doing: it may be trained out of it
+        elif why := collapse(rollout.answers, entropy, self._entropy):
+            raise TrainingDiverged(
+                f"the policy has collapsed: {why}. Lower learner.ppo.learning_rate or raise learner.ppo.kl_coef."
+            )
 
     @torch.no_grad()
     def _targets(self, rollout: Rollout) -> _Targets:
@@ -324,6 +344,22 @@ class Trainer:
             "iteration_updates": float(len(steps)),
             "updates": float(self._updates),
         }
+
+
+def collapse(answers: Sequence[Answer], entropy: float, before: float) -> str:
+    """Why these fresh answers are those of a policy that has collapsed; empty where they are not.
+
+    Args:
+        answers: prompts and what was said to them.
+        entropy: of a token along them, nats.
+        before: the same at a time when all was well.
+    """
+    if entropy < _COLLAPSED_ENTROPY * before:
+        return f"the entropy of a token has fallen from {before:.3g} to {entropy:.3g} nats"
+    alike = max(Counter(answer for _, answer in answers).values())
+    if len(answers) >= _TELLING_ANSWERS and alike >= _COLLAPSED_ANSWERS * len(answers):
+        return f"{alike} of {len(answers)} answers are one and the same"
+    return ""
 
 
 def in_order(samples: Sequence[Sample]) -> list[Sample]:

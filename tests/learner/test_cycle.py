@@ -51,6 +51,8 @@ class MadeUp:
     def __init__(self) -> None:
         self.meddle: Callable[[], Awaitable[None]] | None = None
         self.logp = -10.0
+        self.says: tuple[int, ...] = ()
+        """The same to everybody; empty: random tokens."""
         self.asked: list[str] = []
 
     async def sample(
@@ -63,7 +65,8 @@ class MadeUp:
         drawn = [
             (place, tuple(dice.integers(10, 40_000, 6).tolist())) for place in range(len(prompts)) for _ in range(n)
         ]
-        return [Sampled(place, tokens, (self.logp,) * 6, "words", False) for place, tokens in drawn]
+        answers = [(place, self.says or tokens) for place, tokens in drawn]
+        return [Sampled(place, tokens, (self.logp,) * len(tokens), "words", False) for place, tokens in answers]
 
 
 class Bench:
@@ -262,6 +265,17 @@ async def test_numbers_that_are_not_finite_end_the_cycle_not_the_process(
     record = await bench.wheel.turn()
     assert record.outcome == "diverged"
     assert "not finite" in record.reasons[0]
+
+
+async def test_a_collapsed_policy_ends_the_cycle_not_the_process(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make()
+    bench.rollouts.says = (11, 12, 13)
+    await bench.votes(60)
+    record = await bench.wheel.turn()
+    assert record.outcome == "diverged"
+    assert "8 of 8 answers are one and the same" in record.reasons[0]
+    assert (await bench.wheel.registry.live()).name == "base"
+    assert await bench.wheel.stream.waiting() == 0
 
 
 async def test_a_killed_cycle_is_repeated_with_the_same_votes_and_makes_the_same_version(

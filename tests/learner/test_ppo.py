@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from learner.policy import Batch, Policy, Sample
-from learner.ppo import Trainer, contrast, in_order
+from learner.ppo import Trainer, collapse, contrast, in_order
 from thumbwheel import config
 from thumbwheel.errors import TrainingDiverged
 
@@ -230,6 +230,29 @@ def test_what_is_not_finite_ends_with_a_clear_error(policy: Policy) -> None:
     with pytest.raises(TrainingDiverged, match="learning_rate"):
         Trainer(policy, SETTINGS, seed=3).iterate(samples)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.adapter_parameters(), strict=True))
+
+
+def test_a_policy_that_collapses_ends_with_a_clear_error(policy: Policy) -> None:
+    samples = sampled(policy, 8)
+    alike = [dataclasses.replace(sample, answer_ids=(WANTED,), behaviour_logp=(-9.0,)) for sample in samples]
+    trainer = Trainer(policy, SETTINGS, seed=3)
+    trainer.iterate(alike)  # it came like this: nothing has collapsed
+    before = [parameter.clone() for parameter in policy.adapter_parameters()]
+    with pytest.raises(TrainingDiverged, match="collapsed: 8 of 8 answers are one and the same"):
+        trainer.iterate(alike)
+    policy._head = policy._head * 1000.0  # logits far apart
+    with pytest.raises(TrainingDiverged, match="collapsed: the entropy of a token has fallen from"):
+        trainer.iterate(samples)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.adapter_parameters(), strict=True))
+
+
+def test_what_a_collapse_looks_like() -> None:
+    said = [((prompt,), (prompt, 2)) for prompt in range(20)]
+    assert collapse(said, 1.0, 2.0) == ""
+    assert "from 2 to 0.1 nats" in collapse(said, 0.1, 2.0)
+    assert collapse(said[:3] + [((prompt,), (7,)) for prompt in range(17)], 1.0, 2.0) == ""
+    assert "18 of 20" in collapse(said[:2] + [((prompt,), (7,)) for prompt in range(18)], 1.0, 2.0)
+    assert collapse([((1,), (7,))] * 4, 1.0, 2.0) == "", "too few to tell"
 
 
 def test_samples_that_make_no_sense_are_refused(policy: Policy) -> None:
