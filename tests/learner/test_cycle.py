@@ -304,6 +304,31 @@ async def test_a_killed_cycle_is_repeated_with_the_same_votes_and_makes_the_same
     assert await again.wheel.stream.waiting() == 5
 
 
+async def test_what_a_killed_learner_remembered_changes_no_bit(
+    make: Callable[..., Awaitable[Bench]], tiny_model: Path
+) -> None:
+    """One cycle has filled its caches when it dies in the next; who repeats that begins with empty ones."""
+    warm = await make()
+    await warm.votes(60)
+    await warm.wheel.turn()
+    await warm.votes(60, first=60)
+
+    async def die() -> None:
+        raise KeyError("killed")
+
+    warm.rollouts.meddle = die
+    with pytest.raises(KeyError):
+        await warm.wheel.turn()
+    await warm.wheel.lease.release()  # a killed learner's lapses
+
+    cold = await make()
+    cold.wheel.policy = Policy(tiny_model, Config().learner.lora, 1)
+    record = await cold.wheel.turn()
+    assert record.metrics["ppo_samples"] == 8
+    assert cold.rollouts.asked[0] == warm.rollouts.asked[-1]  # the name ends in the digest of the weights
+    assert cold.rollouts.asked[0].startswith("v2.0-")
+
+
 async def test_who_is_erased_during_a_cycle_is_not_learned_from(
     make: Callable[..., Awaitable[Bench]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
