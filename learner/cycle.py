@@ -26,7 +26,7 @@ from learner.dataset import Answer, Dataset, EncodeAnswer, held_out
 from learner.features import FeatureCache
 from learner.gate import judge
 from learner.policy import Policy, Sample
-from learner.ppo import Rollout, Trainer, contrast
+from learner.ppo import Rollout, Trainer, contrast, contrast_groups, groups
 from learner.publish import Publisher
 from learner.reward_model import RewardModel, fit
 from learner.rollouts import Rollouts
@@ -237,7 +237,7 @@ class Wheel:
         reward_model: RewardModel,
         features: NDArray[np.float64],
     ) -> tuple[list[pb.VersionRecord], dict[str, float]]:
-        """PPO: one iteration on rated traffic, then iterations on fresh rollouts that spend no votes.
+        """PPO or GRPO: one iteration on rated traffic, then iterations on fresh rollouts that spend no votes.
 
         Returns the staged versions in order, the last being the most trained, and figures of the training.
         """
@@ -247,9 +247,12 @@ class Wheel:
         folder = self.publisher.root / parent.path if parent.path else None
         await asyncio.to_thread(self.policy.load_adapter, folder)
         anchor = await self.anchor.answers() if settings.anchor_coef else ()
-        trainer = Trainer(self.policy, settings, batch.seed, anchor, parent.metrics.get("ppo_kl_price", 0.0))
+        price = parent.metrics.get("ppo_kl_price", 0.0)
+        trainer = Trainer(self.policy, settings, batch.seed, anchor, kl_price=price, critic=not self._grouped)
         recent = await self._recent_versions(parent)
         samples = _rated_samples(train, fresh, recent, reward_model.probability(features), settings)
+        if self._grouped:
+            samples = [sample for group in groups(samples) for sample in group]
         stats: dict[str, float] = {}
         stages: list[pb.VersionRecord] = []
         if len(samples) >= LEAST_SAMPLES:
@@ -280,8 +283,16 @@ class Wheel:
             names.append(version.name)
         return frozenset(names)
 
+    @property
+    def _grouped(self) -> bool:
+        """Whether an answer is held against others to its prompt, not against a critic's expectation."""
+        return self.settings.algorithm == "grpo"
+
     async def _look_back(self, trainer: Trainer, samples: Sequence[Sample], reward_model: RewardModel) -> Rollout:
-        """At those to learn from, with what the reward model expects of them before each of their tokens."""
+        """At those to learn from; for the critic, with what the reward model expects before each of their tokens."""
+        if self._grouped:
+            kept = contrast_groups(samples, self.settings.ppo.learned_rollouts)
+            return await asyncio.to_thread(trainer.look_back, kept, self.tick)
         kept = contrast(samples, self.settings.ppo.learned_rollouts)
         tokens = await asyncio.to_thread(self.policy.token_features, [sample.answer for sample in kept])
         telling = [
@@ -309,12 +320,13 @@ class Wheel:
     ) -> list[Sample]:
         """Fresh answers of a training version to prompts of real traffic, rewarded by the reward model."""
         settings = self.settings.ppo
+        n = settings.group if self._grouped else 1
         order = np.random.default_rng(seed).permutation(len(prompts))
-        chosen = [prompts[order[i % len(order)]] for i in range(settings.rollouts)]
+        chosen = [prompts[order[i % len(order)]] for i in range(max(1, settings.rollouts // n))]
         # One length for all: the rollouts of a call share their sampling parameters.
         tokens = min(settings.max_answer_tokens, max(answer.max_tokens for answer in chosen))
         rollouts = await self.rollouts.sample(
-            version, [answer.prompt_ids for answer in chosen], max_tokens=tokens, seed=seed
+            version, [answer.prompt_ids for answer in chosen], max_tokens=tokens, seed=seed, n=n
         )
         pairs = [(chosen[rollout.prompt].prompt_ids, rollout.token_ids) for rollout in rollouts]
         features = await asyncio.to_thread(self.policy.features, pairs)

@@ -28,6 +28,9 @@ Departures from the paper, and why:
 - Every update also holds the policy to the base's own answers to plain questions (`learner.anchor`), as PPO-ptx holds
   to pretraining text. Answers that please say little about how to answer those, and without this they drift.
 - The value head reads a detached trunk: with a few hundred answers, values must not bend the policy's features.
+- GRPO (`learner.algorithm`) is the same loop without the critic: an answer's advantage, at each of its tokens, is what
+  it scored above the other answers to its prompt (arXiv:2402.03300). The KL stands in the loss alone, as there, but is
+  that of the distributions; and a token counts the same in a short answer and a long one (DAPO, arXiv:2503.14476).
 - The order in which answers come does not matter: folds and shuffles go by what an answer says (`in_order`).
 - A minibatch is computed in micro-batches of similar length, each divided by the whole minibatch's answer tokens: the
   gradient is that of the whole, whatever memory allows.
@@ -37,7 +40,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
+import statistics
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -91,9 +95,9 @@ class Rollout:
 class _Targets:
     """What the updates aim at."""
 
-    old_v: Tensor  # (B, A)
+    old_v: Tensor  # (B, A); 0 without a critic
     adv: Tensor  # (B, A), whitened
-    ret: Tensor  # (B, A)
+    ret: Tensor  # (B, A); 0 without a critic
     weight: Tensor  # (B, A), truncated importance
     kl_price: float  # reward per nat
     kl_coef: float  # the same in units of the whitened advantages
@@ -103,7 +107,14 @@ class Trainer:
     """Holds the optimiser over one cycle; the policy carries the weights."""
 
     def __init__(
-        self, policy: Policy, settings: config.Ppo, seed: int, anchor: Sequence[Answer] = (), kl_price: float = 0.0
+        self,
+        policy: Policy,
+        settings: config.Ppo,
+        seed: int,
+        anchor: Sequence[Answer] = (),
+        *,
+        kl_price: float = 0.0,
+        critic: bool = True,
     ) -> None:
         """
         Args:
@@ -112,10 +123,12 @@ class Trainer:
             seed: of every shuffle and draw.
             anchor: answers on which the policy shall stay the base.
             kl_price: what the cycle before paid for a nat at last, if more than `kl_coef`.
+            critic: PPO; without one it is GRPO.
         """
         self._policy = policy
         self._anchor = anchor
         self._settings = settings
+        self._critic = critic
         self._price = KlPrice(settings.kl_coef, settings.kl_budget, settings.fresh_iterations + 1, kl_price)
         self._shuffle = torch.Generator().manual_seed(seed)
         self._updates = 0
@@ -202,10 +215,13 @@ class Trainer:
                 f"the policy has collapsed: {why}. Lower learner.ppo.learning_rate or raise learner.ppo.kl_coef."
             )
 
-    @torch.no_grad()
     def _targets(self, rollout: Rollout) -> _Targets:
-        settings, mask = self._settings, rollout.mask
         kl_price = self._price.after(rollout.kl)
+        return self._against_critic(rollout, kl_price) if self._critic else self._against_group(rollout, kl_price)
+
+    @torch.no_grad()
+    def _against_critic(self, rollout: Rollout, kl_price: float) -> _Targets:
+        settings, mask = self._settings, rollout.mask
         rewards = ppo_math.token_rewards(rollout.score, rollout.kl_old, mask, kl_price)
         ends = ppo_math.last_step(mask) + (1 - mask)
         old_v = self._fitted_values(rollout, rewards, ends)
@@ -216,6 +232,18 @@ class Trainer:
         adv = ppo_math.whiten(adv, mask)
         weight = ppo_math.truncated_importance(rollout.old_logp, rollout.behaviour_logp, settings.max_importance)
         return _Targets(old_v, adv, ret, weight, kl_price, kl_coef)
+
+    @torch.no_grad()
+    def _against_group(self, rollout: Rollout, kl_price: float) -> _Targets:
+        settings, mask = self._settings, rollout.mask
+        numbers: dict[tuple[int, ...], int] = {}
+        group = [numbers.setdefault(prompt, len(numbers)) for prompt, _ in rollout.answers]
+        adv, std = ppo_math.group_advantages(rollout.score, torch.tensor(group, device=mask.device))
+        # The loss weighs advantages in units of their groups' spread, so the penalty must be in these units too.
+        kl_coef = kl_price * float(torch.rsqrt((std**2).mean() + 1e-8))
+        weight = ppo_math.truncated_importance(rollout.old_logp, rollout.behaviour_logp, settings.max_importance)
+        nothing = torch.zeros_like(mask)
+        return _Targets(nothing, adv[:, None] * mask, nothing, weight, kl_price, kl_coef)
 
     def _fitted_values(self, rollout: Rollout, rewards: Tensor, ends: Tensor) -> Tensor:
         """Corrects the value head where its predictions were off; (B, A) values that have not seen their own answer."""
@@ -255,10 +283,12 @@ class Trainer:
 
             final = policy.upper(below, batch, reference=False)
             logp, entropy, kl = policy.answer_logps(final, batch, reference, entropy_grad=settings.entropy_coef > 0)
-            v = rollout.outlook[rows] + policy.values(policy.states(final))
 
             pg_loss = ppo_math.policy_loss(logp, old_logp, adv, batch.mask, settings.clip_eps, weight, count)
-            v_loss = ppo_math.value_loss(v, old_v, ret, batch.mask, settings.value_clip, count)
+            v_loss = torch.zeros_like(pg_loss)
+            if self._critic:
+                v = rollout.outlook[rows] + policy.values(policy.states(final))
+                v_loss = ppo_math.value_loss(v, old_v, ret, batch.mask, settings.value_clip, count)
             ent = ppo_math.masked_mean(entropy, batch.mask, count)
             kl_loss = ppo_math.masked_mean(kl, batch.mask, count)
             loss = pg_loss + settings.value_coef * v_loss - settings.entropy_coef * ent + targets.kl_coef * kl_loss
@@ -378,6 +408,23 @@ def contrast(samples: Sequence[Sample], keep: int) -> list[Sample]:
     ranked = sorted(in_order(samples), key=lambda sample: sample.reward)  # stable: which of two equals stays is settled
     low = keep // 2
     return ranked[:low] + ranked[low - keep :]
+
+
+def groups(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Answers to the same prompt, of prompts with several."""
+    by_prompt: dict[tuple[int, ...], list[Sample]] = defaultdict(list)
+    for sample in in_order(samples):
+        by_prompt[sample.prompt_ids].append(sample)
+    return [group for group in by_prompt.values() if len(group) > 1]
+
+
+def contrast_groups(samples: Sequence[Sample], keep: int) -> list[Sample]:
+    """Whole groups, those whose rewards lie farthest apart first, of `keep` samples at most, but one group at least."""
+    kept: list[Sample] = []
+    for group in sorted(groups(samples), key=lambda group: -statistics.pstdev(one.reward for one in group)):
+        if not kept or len(kept) + len(group) <= keep:
+            kept += group
+    return kept
 
 
 def _check(samples: Sequence[Sample]) -> None:

@@ -187,6 +187,8 @@ class Ppo(Section):
     """Answers sampled for a fresh iteration."""
     learned_rollouts: Positive = 48
     """Answers that an iteration learns from: the best and the worst, in equal parts."""
+    group: Annotated[int, Field(ge=2)] = 8
+    """Answers to each prompt of a fresh iteration, where learner.algorithm is "grpo"."""
     max_answer_tokens: Positive = 256
     """Longest answer that trains the policy; bounds time and memory of an iteration."""
     epochs: Positive = 1
@@ -266,12 +268,14 @@ class Learner(Section):
     """Threads on a CPU; 0 means one per core (it runs niced, so the engine goes first)."""
     niceness: Annotated[int, Field(ge=0, le=19)] = 15
     """How far it stands back for the engine."""
+    algorithm: Literal["ppo", "grpo"] = "ppo"
+    """What a reward is held against. "ppo": a critic's expectation. "grpo": other answers to the same prompt."""
     reward_model: RewardModel = RewardModel()
     """Turns votes into a reward."""
     lora: Lora = Lora()
     """The adapter that is trained."""
     ppo: Ppo = Ppo()
-    """Proximal policy optimisation."""
+    """Proximal policy optimisation, and GRPO."""
     gate: Gate = Gate()
     """What a candidate must show before it serves."""
 

@@ -77,15 +77,15 @@ class Bench:
         self.store = store
         self.rollouts = rollouts
 
-    async def votes(self, count: int, first: int = 0) -> None:
+    async def votes(self, count: int, first: int = 0, prompts: int = 1000) -> None:
         for number in range(first, first + count):
             dice = np.random.default_rng(number)
             turn = pb.TurnRecord(
                 turn_id=f"t{number}",
                 owner="owner",
                 created_at=now(),
-                messages=[pb.Message(role=pb.ROLE_USER, content=f"Question {number}?")],
-                prompt_token_ids=[1, 100 + number, 7],
+                messages=[pb.Message(role=pb.ROLE_USER, content=f"Question {number % prompts}?")],
+                prompt_token_ids=[1, 100 + number % prompts, 7],
                 sampling=pb.Sampling(max_tokens=8, temperature=1.0, top_p=1.0),
             )
             answer = pb.ResponseRecord(
@@ -242,6 +242,39 @@ async def test_the_reward_that_is_told_is_of_all_answers_not_of_those_learned_fr
     assert len(scored) == 8
     assert record.metrics["ppo_samples"] == 2
     assert record.metrics["ppo_reward_mean"] == pytest.approx(float(np.mean(scored)), abs=1e-6)
+
+
+async def test_grpo_samples_groups_and_learns_from_whole_ones(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make(
+        "learner.algorithm=grpo", "learner.ppo.group=4", "learner.ppo.rollouts=12", "learner.ppo.learned_rollouts=8"
+    )
+    await bench.votes(60)  # one answer to each prompt: the iteration on traffic is left out
+    record = await bench.wheel.turn()
+    assert record.outcome == "released", record.reasons
+    assert record.metrics["ppo_samples"] == 8
+    assert record.metrics["ppo_updates"] == 2  # of the one fresh iteration
+    assert record.metrics["ppo_value_loss"] == 0
+    assert {name[:5] for name in bench.rollouts.asked} == {"base", "v1.0-", "v1.1-"}
+
+
+async def test_grpo_learns_from_traffic_where_a_prompt_has_several_rated_answers(
+    make: Callable[..., Awaitable[Bench]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts: list[list[tuple[int, ...]]] = []
+    look_back = Trainer.look_back
+
+    def spy(self: Trainer, samples: Sequence[Sample], *rest: Any) -> Rollout:
+        prompts.append([sample.prompt_ids for sample in samples])
+        return look_back(self, samples, *rest)
+
+    monkeypatch.setattr(Trainer, "look_back", spy)
+    bench = await make("learner.algorithm=grpo", "learner.ppo.group=4")
+    await bench.votes(60, prompts=11)
+    record = await bench.wheel.turn()
+    assert record.metrics["ppo_updates"] == 4  # traffic, and the fresh iteration
+    traffic = prompts[0]
+    assert len(traffic) >= cycle.LEAST_SAMPLES
+    assert all(traffic.count(prompt) > 1 for prompt in traffic)
 
 
 async def test_a_step_beyond_the_kl_budget_is_taken_back(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from learner.policy import Batch, Policy, Sample
-from learner.ppo import Trainer, collapse, contrast, in_order
+from learner.ppo import Trainer, collapse, contrast, contrast_groups, groups, in_order
 from thumbwheel import config
 from thumbwheel.errors import TrainingDiverged
 
@@ -76,6 +76,28 @@ def test_it_learns_to_say_what_is_rewarded(policy: Policy) -> None:
     gain = [a.behaviour_logp[0] - b.behaviour_logp[0] for a, b in zip(after, before, strict=True)]
     wanted = gain.pop(WANTED - 8)
     assert wanted > max(gain) + 0.1
+
+
+def test_without_a_critic_it_learns_from_the_other_answers_to_the_prompt(policy: Policy) -> None:
+    """One prompt pays ten times as much as the other, whatever is said: nothing is learned of that."""
+    samples = [
+        Sample((5, 6, prompt), (token,), (0.0,), "base", scale + float(token == WANTED))
+        for prompt, scale in ((7, 0.0), (8, 10.0))
+        for token in range(8, 16)
+    ]
+    trainer = Trainer(policy, SETTINGS, seed=3, critic=False)
+    targets = trainer._targets(trainer.look_back(samples))
+    adv = sorted(round(value, 3) for value in targets.adv[:, 0].tolist())
+    assert adv == [-0.378] * 14 + [2.645] * 2  # 1 of 8: mean 1/8, standard deviation √7/8
+    before = on_policy(policy, samples)
+    for _ in range(6):
+        stats = trainer.iterate(on_policy(policy, samples))
+    after = on_policy(policy, samples)
+    gain = [a.behaviour_logp[0] - b.behaviour_logp[0] for a, b in zip(after, before, strict=True)]
+    wanted = [gain[start + WANTED - 8] for start in (0, 8)]
+    assert min(wanted) > max(set(gain) - set(wanted)) + 0.1
+    assert stats["value_loss"] == stats["value_grad_norm"] == stats["explained_variance"] == 0
+    assert torch.count_nonzero(policy.value_head.weight) == 0
 
 
 def test_values_learn_to_explain_the_returns(policy: Policy) -> None:
@@ -293,3 +315,31 @@ def test_contrast_keeps_the_best_and_the_worst() -> None:
 def test_which_of_equally_rewarded_samples_are_kept_does_not_depend_on_their_order() -> None:
     samples = [Sample((1,), (token,), (0.0,), "base", float(token % 2)) for token in range(2, 14)]
     assert contrast(samples, 5) == contrast(samples[::-1], 5)
+
+
+def test_groups_are_answers_to_the_same_prompt() -> None:
+    samples = [Sample((prompt,), (token,), (0.0,), "base", 0.0) for token in (4, 5) for prompt in (1, 2)]
+    lonely = Sample((3,), (4,), (0.0,), "base", 0.0)
+    found = groups([*samples, lonely])
+    assert sorted(sorted(sample.answer for sample in group) for group in found) == [
+        [((1,), (4,)), ((1,), (5,))],
+        [((2,), (4,)), ((2,), (5,))],
+    ]
+
+
+def test_contrast_keeps_whole_groups_the_most_telling_first() -> None:
+    rewards = {1: (0.0, 0.1), 2: (0.9, 1.0, -1.0), 3: (0.0, 1.0), 4: (-1.0,)}
+    samples = [
+        Sample((prompt,), (token,), (0.0,), "base", reward)
+        for prompt, group in rewards.items()
+        for token, reward in enumerate(group)
+    ]
+
+    def kept(keep: int) -> list[int]:
+        return [sample.prompt_ids[0] for sample in contrast_groups(samples, keep)]
+
+    assert kept(7) == [2, 2, 2, 3, 3, 1, 1]
+    assert kept(6) == [2, 2, 2, 3, 3]
+    assert kept(4) == [2, 2, 2], "no half groups"
+    assert kept(1) == [2, 2, 2], "one at least"
+    assert contrast_groups(samples[::-1], 5) == contrast_groups(samples, 5)
