@@ -25,6 +25,7 @@ from learner.competence import Competence
 from learner.dataset import Answer, Dataset, EncodeAnswer, held_out
 from learner.features import FeatureCache
 from learner.gate import judge
+from learner.journal import Journal
 from learner.policy import Policy, Sample
 from learner.ppo import Rollout, Trainer, contrast, contrast_groups, groups
 from learner.publish import Publisher
@@ -106,6 +107,7 @@ class Wheel:
         record.finished_at.GetCurrentTime()
         await self._commit(record, outcome)
         await self.publisher.sweep(batch.cycle_id)
+        self._journal.forget()
         await self.stream.trim()
         metrics.cycles.labels(record.outcome).inc()
         metrics.last_success.set_to_current_time()
@@ -196,10 +198,15 @@ class Wheel:
         # In this order: an erasure that comes after the look is told of this version, and one before it ends the cycle.
         await self.erasure.note_learned(candidate.name, data.raters)
         if await self.erasure.erased_since(data.raters, began):
+            self._journal.forget()
             raise PersonErased(f"somebody was erased whose votes {candidate.name} has learned from")
         version = await self.registry.set_state(candidate.name, pb.VERSION_STATE_CANDIDATE, verdict.reasons)
         name = "released" if verdict.passed else "rejected"
         return Outcome(name, verdict.reasons, version, measured | verdict.metrics)
+
+    @property
+    def _journal(self) -> Journal:
+        return Journal(self.rollouts, self.publisher.root)
 
     def _held_out(self, answer: Answer) -> bool:
         return held_out(answer.conversation, self.settings.gate.holdout)
@@ -325,7 +332,7 @@ class Wheel:
         chosen = [prompts[order[i % len(order)]] for i in range(max(1, settings.rollouts // n))]
         # One length for all: the rollouts of a call share their sampling parameters.
         tokens = min(settings.max_answer_tokens, max(answer.max_tokens for answer in chosen))
-        rollouts = await self.rollouts.sample(
+        rollouts = await self._journal.sample(
             version, [answer.prompt_ids for answer in chosen], max_tokens=tokens, seed=seed, n=n
         )
         pairs = [(chosen[rollout.prompt].prompt_ids, rollout.token_ids) for rollout in rollouts]

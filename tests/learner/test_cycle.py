@@ -337,6 +337,31 @@ async def test_a_killed_cycle_is_repeated_with_the_same_votes_and_makes_the_same
     assert await again.wheel.stream.waiting() == 5
 
 
+async def test_a_repeated_cycle_takes_up_the_answers_that_were_sampled_for_it(
+    make: Callable[..., Awaitable[Bench]], tmp_path: Path
+) -> None:
+    """An engine rounds as its company lets it, and would not say the same again."""
+    bench = await make("learner.ppo.fresh_iterations=2")
+    await bench.votes(60)
+
+    async def die_later() -> None:
+        if len(bench.rollouts.asked) == 2:
+            raise KeyError("killed")
+
+    bench.rollouts.meddle = die_later
+    with pytest.raises(KeyError):
+        await bench.wheel.turn()
+    await bench.wheel.lease.release()  # a killed learner's lapses
+
+    again = await make("learner.ppo.fresh_iterations=2")
+    again.rollouts.logp = -10.5
+    record = await again.wheel.turn()
+    asked = again.rollouts.asked[0]  # nothing of the first step's weights, and the second step has the same as before
+    assert asked.startswith("v1.1-")
+    assert asked == bench.rollouts.asked[1]
+    assert names(tmp_path) == [(await again.wheel.registry.get(record.version)).path], "nothing is kept"
+
+
 async def test_what_a_killed_learner_remembered_changes_no_bit(
     make: Callable[..., Awaitable[Bench]], tiny_model: Path
 ) -> None:
