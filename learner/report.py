@@ -217,7 +217,7 @@ def _comparisons(facts: Facts) -> str:
     )
     return (
         "<h2>The same prompts before and after</h2><p>Held out: neither the policy nor its reward model has learned "
-        "from their conversations. The first sample of each; the figure is the judge's probability that it is liked.</p>"
+        "from their conversations. The first sample of each, with the judge's probability that it is liked.</p>"
         f"<table><tr><th>prompt</th><th>before ({escape(facts.parent)})</th><th>after ({escape(facts.version)})</th>"
         f"</tr>{rows}</table>"
     )
@@ -259,8 +259,8 @@ def _wilson(rate: float, votes: int) -> tuple[float, float]:
 
 
 def _said(text: str) -> str:
-    """What somebody said, in its own direction of writing; control characters show as what they are not: text."""
-    return f'<div class="said" dir="auto">{escape(text.translate(_CONTROLS))}</div>'
+    """What somebody said, in its own direction of writing."""
+    return f'<div class="said" dir="auto">{escape(text)}</div>'
 
 
 def _number(value: float, form: str) -> str:
@@ -272,7 +272,7 @@ def _time(moment: datetime) -> str:
 
 
 def _document(title: str, *parts: str) -> str:
-    return (
+    document = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -280,6 +280,7 @@ def _document(title: str, *parts: str) -> str:
         + "\n".join(parts)
         + "\n</body></html>"
     )
+    return document.translate(_CONTROLS)
 
 
 _CONTROLS = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 127], "\N{REPLACEMENT CHARACTER}")

@@ -1,7 +1,7 @@
 """The folder of pages: what lies there is always what the facts beside it render to.
 
-Its files are their owner's alone, for they hold what people have said. Whatever killed a writer half-way, to write the same
-pages again puts it right.
+Its files are their owner's alone, for they hold what people have said. Whatever killed a writer half-way, to write the
+same pages again puts it right.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def write(folder: Path, pages: Sequence[Facts]) -> None:
             path.unlink(missing_ok=True)
     for name, text in files.items():
         path = folder / name
-        if not path.is_file() or path.read_text(encoding="utf-8") != f"{text}\n":
+        if not path.is_file() or path.read_bytes() != f"{text}\n".encode():
             write_secret(path, text)
 
 

@@ -24,7 +24,7 @@ from learner import metrics, report_archive
 from learner.dataset import Dataset
 from learner.policy import Policy
 from learner.report import Bin, Comparison, Facts, Heard, Past, Word
-from learner.report_words import Spoken, SplitWords, effects
+from learner.report_words import SplitWords, Spoken, effects
 from learner.reward_model import Quality, RewardModel
 from thumbwheel.erasure import Erasure
 from thumbwheel.errors import StoreUnavailable
@@ -134,7 +134,7 @@ class Reporter:
             votes=len(record.batch.event_ids),
             seconds=record.metrics["seconds"],
             finished=record.finished_at.ToDatetime(UTC),
-            metrics=dict(record.metrics),
+            metrics=dict(sorted(record.metrics.items())),
             iterations=tuple(story.iterations),
             calibration=tuple(
                 Bin(predicted=predicted, liked=liked, votes=votes)
