@@ -40,9 +40,10 @@ RETRY_SECONDS = 60.0
 PROMPT_CHARS, ANSWER_CHARS = 600, 2000
 """Most of a prompt and of an answer that a page shows."""
 SHOWN_VERSIONS, SHOWN_CYCLES = 12, 30
-WORD_ANSWERS = 256
-"""Latest answers whose words are weighed. Those of the batch are among them: their activations are still remembered."""
-_PART = 64
+WORD_ANSWERS = 128
+"""Latest answers whose words are weighed. Activations that the policy no longer remembers are computed again for it."""
+_PART = 32
+"""Answers whose token features are held at once."""
 
 
 @dataclass(slots=True)

@@ -344,6 +344,16 @@ async def test_who_is_erased_leaves_the_pages(make: Callable[..., Awaitable[Benc
     assert "cycle-1: released" in left
 
 
+@pytest.mark.parametrize("keep", [0, 1, 2])
+async def test_the_latest_pages_are_kept(make: Callable[..., Awaitable[Bench]], keep: int) -> None:
+    bench = await make("learner.reward_model.min_votes=1000", f"learner.reports.keep={keep}")
+    for number in range(3):
+        await bench.votes(4, first=4 * number)
+        assert (await bench.wheel.turn()).outcome == "too_few_votes"
+    pages = sorted(file.name for file in bench.reporter.folder.glob("*.html"))
+    assert pages == [*(f"cycle-{number}.html" for number in range(1, 4)), "index.html"][3 - keep :] * bool(keep)
+
+
 async def test_a_page_that_cannot_be_written_fails_no_cycle(
     make: Callable[..., Awaitable[Bench]], caplog: pytest.LogCaptureFixture
 ) -> None:
