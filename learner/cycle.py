@@ -29,6 +29,7 @@ from learner.journal import Journal
 from learner.policy import Policy, Sample
 from learner.ppo import Rollout, Trainer, contrast, contrast_groups, groups
 from learner.publish import Publisher
+from learner.reporter import Reporter, Story
 from learner.reward_model import RewardModel, fit
 from learner.rollouts import Rollouts
 from learner.trial import Trial
@@ -85,10 +86,15 @@ class Wheel:
     anchor: Anchor
     encode: EncodeAnswer
     tick: Callable[[float], None] = lambda ratio: metrics.progress.set(ratio)
+    reporter: Reporter | None = None
+    """Writes a page about each cycle."""
+    story: Story = field(default_factory=Story)
+    """What the cycle under way has to tell."""
 
     async def turn(self) -> pb.CycleRecord:
         """Runs one cycle and commits it. Killed anywhere, the next call takes the same batch again."""
         started = time.monotonic()
+        self.story = Story()
         metrics.stage("collecting")
         batch = await self._freeze()
         log.info(
@@ -117,6 +123,9 @@ class Wheel:
             extra={"cycle": batch.cycle_id, "outcome": record.outcome, "version": record.version}
             | {key: round(value, 4) for key, value in record.metrics.items()},
         )
+        if self.reporter:
+            await self.reporter.tell(record, self.story)
+        self.story = Story()  # what people have said stays in memory no longer than it is needed
         return record
 
     async def _commit(self, record: pb.CycleRecord, outcome: Outcome) -> None:
@@ -155,6 +164,7 @@ class Wheel:
     async def _learn(self, batch: pb.BatchManifest) -> Outcome:
         began = int(time.time() * 1000)
         data, fresh = await self._collect(batch)
+        self.story.data = data
         train = data.part(lambda answer: not self._held_out(answer))
         least = self.settings.reward_model.min_votes
         if train.votes < least:
@@ -163,6 +173,7 @@ class Wheel:
         metrics.stage("reward_model")
         features = await self.features.of(data.answers, self.policy, self.tick)
         reward_model, quality = await asyncio.to_thread(fit, train, features, self.settings.reward_model)
+        self.story.reward_model, self.story.quality = reward_model, quality
         metrics.reward_model(quality.auc, quality.ece)
         measured = {
             "reward_model_auc": quality.auc,
@@ -188,6 +199,7 @@ class Wheel:
         for candidate in reversed(stages[-GATE_TRIES:]):
             folder = self.publisher.root / candidate.path
             evidence = await trial.of(candidate, folder, self.rollouts, self.competence, self.policy, self.tick)
+            self.story.comparisons = trial.comparisons
             verdict = judge(evidence, self.settings.gate)
             metrics.verdicts.labels("passed" if verdict.passed else "refused").inc()
             log.info(
@@ -314,6 +326,7 @@ class Wheel:
         stats = await asyncio.to_thread(trainer.update, rollout, self.tick)
         # Of the best and the worst of them it says nothing of how well the policy answers.
         stats["reward_mean"] = float(np.mean([sample.reward for sample in samples]))
+        self.story.iterations.append({"iteration": float(number)} | stats)
         metrics.ppo(stats)
         log.info(
             "ppo_iteration",

@@ -247,6 +247,11 @@ class Gate(Section):
     """Mean answer length against the base, up or down."""
 
 
+class Reports(Section):
+    keep: Annotated[int, Field(ge=0)] = 50
+    """Pages of the latest cycles that are kept in <data_dir>/reports; 0 writes none."""
+
+
 class Learner(Section):
     server: str = ""
     """host:port (the admin port) of the server that answers rollouts; empty means the one of [server]."""
@@ -278,6 +283,8 @@ class Learner(Section):
     """Proximal policy optimisation, and GRPO."""
     gate: Gate = Gate()
     """What a candidate must show before it serves."""
+    reports: Reports = Reports()
+    """A page for people about each cycle."""
 
 
 class Log(Section):
@@ -316,6 +323,11 @@ class Config(Section):
     @property
     def artifact_root(self) -> Path:
         return Path(self.artifacts) if self.artifacts else self.data_dir / "versions"
+
+    @property
+    def report_root(self) -> Path:
+        """Not beside the versions: those are for every server to read, and pages hold what people have said."""
+        return self.data_dir / "reports"
 
 
 def load(

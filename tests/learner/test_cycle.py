@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learner import cycle
+from learner import cycle, metrics
 from learner.anchor import Anchor
 from learner.competence import Competence
 from learner.cycle import Wheel
@@ -20,6 +21,7 @@ from learner.features import FeatureCache
 from learner.policy import Policy, Sample
 from learner.ppo import Rollout, Trainer
 from learner.publish import Publisher
+from learner.reporter import Reporter
 from learner.rollouts import Sampled
 from thumbwheel import artifacts
 from thumbwheel.config import Config, load
@@ -72,8 +74,9 @@ class MadeUp:
 class Bench:
     """A wheel and the means to feed it."""
 
-    def __init__(self, wheel: Wheel, rollouts: MadeUp, store: Store) -> None:
+    def __init__(self, wheel: Wheel, rollouts: MadeUp, store: Store, reporter: Reporter) -> None:
         self.wheel = wheel
+        self.reporter = reporter
         self.store = store
         self.rollouts = rollouts
 
@@ -111,8 +114,14 @@ def policy(tiny_model: Path) -> Policy:
 
 
 @pytest.fixture
-async def make(redis_url: str, tmp_path: Path, policy: Policy) -> AsyncIterator[Callable[..., Awaitable[Bench]]]:
+async def make(
+    redis_url: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, policy: Policy
+) -> AsyncIterator[Callable[..., Awaitable[Bench]]]:
     stores = []
+    pages = tmp_path_factory.mktemp("pages") / "reports"
+
+    def split(tokens: Sequence[int]) -> list[tuple[str, int]]:
+        return [(f"word{token % 9}", 1) for token in tokens]
 
     async def make(*settings: str) -> Bench:
         config = load(Path("/dev/null"), [*SETTINGS, *settings], {})
@@ -121,10 +130,12 @@ async def make(redis_url: str, tmp_path: Path, policy: Policy) -> AsyncIterator[
         registry, rollouts = Registry(store), MadeUp()
         lease = Lease(store, "test", 60)
         assert await lease.acquire()
+        turns = TurnLog(store, config.turn_log)
+        reporter = Reporter(pages, config.learner.reports.keep, registry, turns, policy, split)
         wheel = Wheel(
             settings=config.learner,
             stream=VoteStream(store),
-            turns=TurnLog(store, config.turn_log),
+            turns=turns,
             feedback=FeedbackLog(store, config.feedback),
             registry=registry,
             erasure=Erasure(store),
@@ -136,8 +147,9 @@ async def make(redis_url: str, tmp_path: Path, policy: Policy) -> AsyncIterator[
             competence=Competence(rollouts, lambda text: [5, 6, 7]),  # type: ignore[arg-type]
             anchor=Anchor(MadeUp(), lambda text: [5, 6, 7]),  # type: ignore[arg-type]
             encode=lambda text: [9],
+            reporter=reporter,
         )
-        return Bench(wheel, rollouts, store)
+        return Bench(wheel, rollouts, store, reporter)
 
     yield make
     for store in stores:
@@ -158,6 +170,11 @@ async def test_a_cycle_releases_and_spends_its_votes(make: Callable[..., Awaitab
     assert await bench.wheel.stream.waiting() == 0
     # Folders of the steps on the way are gone; the version's stays.
     assert names(tmp_path) == [live.path]
+    page = bench.reporter.folder / "cycle-1.html"
+    told = page.read_text(encoding="utf-8")
+    for said in ("cycle-1: released", record.version, *record.reasons, "Question ", "word1", "KL to the base"):
+        assert said in told
+    assert (stat.S_IMODE(page.stat().st_mode), stat.S_IMODE(page.parent.stat().st_mode)) == (0o600, 0o700)
 
 
 async def test_too_few_votes_end_the_cycle_and_say_so(make: Callable[..., Awaitable[Bench]]) -> None:
@@ -405,6 +422,46 @@ async def test_who_is_erased_during_a_cycle_is_not_learned_from(
     assert (await bench.wheel.registry.live()).name == "base"
     record = await bench.wheel.turn()
     assert (record.batch.cycle_id, record.outcome) == ("cycle-1", "too_few_votes")
+
+
+async def test_who_is_erased_leaves_the_pages(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make()
+    await bench.votes(60)
+    await bench.wheel.turn()
+    files = [bench.reporter.folder / f"cycle-1.{kind}" for kind in ("html", "json")]
+    assert all("Question " in file.read_text(encoding="utf-8") for file in files)
+    following = asyncio.create_task(bench.reporter.follow(bench.wheel.erasure, 0.01))
+    await bench.wheel.erasure.erase("owner")
+    async with asyncio.timeout(10):
+        while any("Question " in file.read_text(encoding="utf-8") for file in files):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    following.cancel()
+    left = files[0].read_text(encoding="utf-8")
+    assert "word1" not in left
+    assert "cycle-1: released" in left
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2])
+async def test_the_latest_pages_are_kept(make: Callable[..., Awaitable[Bench]], keep: int) -> None:
+    bench = await make("learner.reward_model.min_votes=1000", f"learner.reports.keep={keep}")
+    for number in range(3):
+        await bench.votes(4, first=4 * number)
+        assert (await bench.wheel.turn()).outcome == "too_few_votes"
+    pages = sorted(file.name for file in bench.reporter.folder.glob("*.html"))
+    assert pages == [*(f"cycle-{number}.html" for number in range(1, 4)), "index.html"][3 - keep :] * bool(keep)
+
+
+async def test_a_page_that_cannot_be_written_fails_no_cycle(
+    make: Callable[..., Awaitable[Bench]], caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = await make()
+    bench.reporter.folder.write_text("a file where the folder should be", encoding="utf-8")
+    await bench.votes(60)
+    before = metrics.report_failures._value.get()
+    assert (await bench.wheel.turn()).outcome == "released"
+    assert metrics.report_failures._value.get() == before + 1
+    assert "report_failed" in caplog.messages
+    assert "Question " not in caplog.text
 
 
 async def test_a_released_version_is_listed_to_whom_it_learned_from(make: Callable[..., Awaitable[Bench]]) -> None:
