@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 def main(model: str, answers: str) -> None:
     settings = config.Ppo(minibatches=4, epochs=1, anchor_coef=0, target_kl=1000)
-    policy = Policy(Path(model), config.Lora(), seed=0, tokens_per_microbatch=settings.tokens_per_microbatch)
+    policy = Policy(Path(model), config.Lora(), seed=0)
     page = json.loads(Path(answers).read_text(encoding="utf-8"))
     samples = [
         Sample(tuple(prompt), tuple(answer), (-10.0,) * len(answer), "base", reward)

@@ -21,6 +21,7 @@ COMMANDS = {
     "keys": ("cli.keys:keys", "Makes, lists and revokes the keys that callers need."),
     "erase": ("cli.erase:erase", "Removes a person's turns and votes."),
     "doctor": ("cli.doctor:doctor", "Looks at everything that has to be right, and says what to mend."),
+    "report": ("cli.report:report", "Prints where the page of the latest cycle lies."),
     "export": ("cli.export:export", "Writes turns with their votes as lines of JSON."),
     "simulate": ("cli.simulate:simulate", "Lets simulated raters with a taste chat and vote."),
     "demo": ("cli.demo:demo", "Proves it: measures, lets raters vote while it learns, measures again."),

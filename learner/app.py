@@ -29,6 +29,8 @@ from learner.cycle import Wheel
 from learner.features import FeatureCache
 from learner.policy import Policy
 from learner.publish import Publisher
+from learner.report_words import splitter
+from learner.reporter import Reporter
 from learner.rollouts import Rollouts
 from thumbwheel import artifacts
 from thumbwheel.config import Config
@@ -110,6 +112,9 @@ async def _wheel(settings: Config) -> AsyncIterator[Wheel]:
         rollouts = await stack.enter_async_context(Rollouts(_server(settings), settings.client))
         lease = Lease(store, f"{socket.gethostname()}:{os.getpid()}", settings.learner.lease)
         wheel = await asyncio.to_thread(_build, settings, store, lease, rollouts)
+        if wheel.reporter:
+            follower = asyncio.create_task(wheel.reporter.follow(wheel.erasure, settings.learner.poll))
+            stack.callback(follower.cancel)
         built.set()
         metrics.stage("waiting")
         log.info("ready", extra={"http": f"{host}:{http.port}", "server": _server(settings)})
@@ -133,6 +138,7 @@ def _build(settings: Config, store: Store, lease: Lease, rollouts: Rollouts) -> 
     folder = Path(settings.model.path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     registry = Registry(store)
+    turns, policy = TurnLog(store, settings.turn_log), Policy(folder, settings.learner.lora, settings.learner.seed)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
     def render(text: str) -> list[int]:
@@ -142,19 +148,22 @@ def _build(settings: Config, store: Store, lease: Lease, rollouts: Rollouts) -> 
     return Wheel(
         settings=settings.learner,
         stream=VoteStream(store),
-        turns=TurnLog(store, settings.turn_log),
+        turns=turns,
         feedback=FeedbackLog(store, settings.feedback),
         registry=registry,
         erasure=Erasure(store),
         brake=Brake(store),
         lease=lease,
-        policy=Policy(folder, settings.learner.lora, settings.learner.seed),
+        policy=policy,
         features=FeatureCache(),
         rollouts=rollouts,
         publisher=Publisher(registry, settings.artifact_root, artifacts.model_digest(folder)),
         competence=Competence(rollouts, render),
         anchor=Anchor(rollouts, render),
         encode=lambda text: [*tokenizer(text, add_special_tokens=False)["input_ids"], *end],
+        reporter=Reporter(
+            settings.report_root, settings.learner.reports.keep, registry, turns, policy, splitter(tokenizer)
+        ),
     )
 
 

@@ -25,10 +25,12 @@ from learner.competence import Competence
 from learner.dataset import Answer, Dataset, EncodeAnswer, held_out
 from learner.features import FeatureCache
 from learner.gate import judge
+from learner.journal import Journal
 from learner.policy import Policy, Sample
-from learner.ppo import Rollout, Trainer, contrast
+from learner.ppo import Rollout, Trainer, contrast, contrast_groups, groups
 from learner.publish import Publisher
 from learner.raters import weigh
+from learner.reporter import Reporter, Story
 from learner.reward_model import RewardModel, fit
 from learner.rollouts import Rollouts
 from learner.trial import Trial
@@ -95,6 +97,10 @@ class Wheel:
     anchor: Anchor
     encode: EncodeAnswer
     tick: Callable[[float], None] = lambda ratio: metrics.progress.set(ratio)
+    reporter: Reporter | None = None
+    """Writes a page about each cycle."""
+    story: Story = field(default_factory=Story)
+    """What the cycle under way has to tell."""
 
     async def turn(self) -> pb.CycleRecord:
         """Runs one cycle and commits it. Killed anywhere, the next call takes the same batch again.
@@ -103,6 +109,7 @@ class Wheel:
             LearnerFrozen: these votes trip a wire; they wait for a person, and so does the learner.
         """
         started = time.monotonic()
+        self.story = Story()
         metrics.stage("collecting")
         batch = await self._freeze()
         log.info(
@@ -122,6 +129,7 @@ class Wheel:
         record.finished_at.GetCurrentTime()
         await self._commit(record, outcome)
         await self.publisher.sweep(batch.cycle_id)
+        self._journal.forget()
         await self.stream.trim()
         metrics.cycles.labels(record.outcome).inc()
         metrics.last_success.set_to_current_time()
@@ -131,6 +139,9 @@ class Wheel:
             extra={"cycle": batch.cycle_id, "outcome": record.outcome, "version": record.version}
             | {key: round(value, 4) for key, value in record.metrics.items()},
         )
+        if self.reporter:
+            await self.reporter.tell(record, self.story)
+        self.story = Story()  # what people have said stays in memory no longer than it is needed
         return record
 
     async def _commit(self, record: pb.CycleRecord, outcome: Outcome) -> None:
@@ -193,6 +204,7 @@ class Wheel:
     async def _learn(self, batch: pb.BatchManifest) -> Outcome:
         began = int(time.time() * 1000)
         data, fresh = await self._collect(batch)
+        self.story.data = data
         train = data.part(lambda answer: not self._held_out(answer))
         least = self.settings.reward_model.min_votes
         if train.votes < least:
@@ -209,6 +221,7 @@ class Wheel:
             reason = f"usable votes weigh {train.votes:.0f}, {least} are needed: there are raters who are not trusted"
             return Outcome("too_few_votes", (reason,))
         reward_model, quality = await asyncio.to_thread(fit, train, features, self.settings.reward_model)
+        self.story.reward_model, self.story.quality = reward_model, quality
         metrics.reward_model(quality.auc, quality.ece)
         measured = {
             "reward_model_auc": quality.auc,
@@ -234,6 +247,7 @@ class Wheel:
         for candidate in reversed(stages[-GATE_TRIES:]):
             folder = self.publisher.root / candidate.path
             evidence = await trial.of(candidate, folder, self.rollouts, self.competence, self.policy, self.tick)
+            self.story.comparisons = trial.comparisons
             verdict = judge(evidence, self.settings.gate)
             metrics.verdicts.labels("passed" if verdict.passed else "refused").inc()
             log.info(
@@ -244,10 +258,15 @@ class Wheel:
         # In this order: an erasure that comes after the look is told of this version, and one before it ends the cycle.
         await self.erasure.note_learned(candidate.name, data.raters)
         if await self.erasure.erased_since(data.raters, began):
+            self._journal.forget()
             raise PersonErased(f"somebody was erased whose votes {candidate.name} has learned from")
         version = await self.registry.set_state(candidate.name, pb.VERSION_STATE_CANDIDATE, verdict.reasons)
         name = "released" if verdict.passed else "rejected"
         return Outcome(name, verdict.reasons, version, measured | verdict.metrics)
+
+    @property
+    def _journal(self) -> Journal:
+        return Journal(self.rollouts, self.publisher.root)
 
     def _held_out(self, answer: Answer) -> bool:
         return held_out(answer.conversation, self.settings.gate.holdout)
@@ -285,7 +304,7 @@ class Wheel:
         reward_model: RewardModel,
         features: NDArray[np.float64],
     ) -> tuple[list[pb.VersionRecord], dict[str, float]]:
-        """PPO: one iteration on rated traffic, then iterations on fresh rollouts that spend no votes.
+        """PPO or GRPO: one iteration on rated traffic, then iterations on fresh rollouts that spend no votes.
 
         Returns the staged versions in order, the last being the most trained, and figures of the training.
         """
@@ -295,9 +314,12 @@ class Wheel:
         folder = self.publisher.root / parent.path if parent.path else None
         await asyncio.to_thread(self.policy.load_adapter, folder)
         anchor = await self.anchor.answers() if settings.anchor_coef else ()
-        trainer = Trainer(self.policy, settings, batch.seed, anchor)
+        price = parent.metrics.get("ppo_kl_price", 0.0)
+        trainer = Trainer(self.policy, settings, batch.seed, anchor, kl_price=price, critic=not self._grouped)
         recent = await self._recent_versions(parent)
         samples = _rated_samples(train, fresh, recent, reward_model.probability(features), settings)
+        if self._grouped:
+            samples = [sample for group in groups(samples) for sample in group]
         stats: dict[str, float] = {}
         stages: list[pb.VersionRecord] = []
         if len(samples) >= LEAST_SAMPLES:
@@ -328,8 +350,16 @@ class Wheel:
             names.append(version.name)
         return frozenset(names)
 
+    @property
+    def _grouped(self) -> bool:
+        """Whether an answer is held against others to its prompt, not against a critic's expectation."""
+        return self.settings.algorithm == "grpo"
+
     async def _look_back(self, trainer: Trainer, samples: Sequence[Sample], reward_model: RewardModel) -> Rollout:
-        """At those to learn from, with what the reward model expects of them before each of their tokens."""
+        """At those to learn from; for the critic, with what the reward model expects before each of their tokens."""
+        if self._grouped:
+            kept = contrast_groups(samples, self.settings.ppo.learned_rollouts)
+            return await asyncio.to_thread(trainer.look_back, kept, self.tick)
         kept = contrast(samples, self.settings.ppo.learned_rollouts)
         tokens = await asyncio.to_thread(self.policy.token_features, [sample.answer for sample in kept])
         telling = [
@@ -344,6 +374,7 @@ class Wheel:
         stats = await asyncio.to_thread(trainer.update, rollout, self.tick)
         # Of the best and the worst of them it says nothing of how well the policy answers.
         stats["reward_mean"] = float(np.mean([sample.reward for sample in samples]))
+        self.story.iterations.append({"iteration": float(number)} | stats)
         metrics.ppo(stats)
         log.info(
             "ppo_iteration",
@@ -357,12 +388,13 @@ class Wheel:
     ) -> list[Sample]:
         """Fresh answers of a training version to prompts of real traffic, rewarded by the reward model."""
         settings = self.settings.ppo
+        n = settings.group if self._grouped else 1
         order = np.random.default_rng(seed).permutation(len(prompts))
-        chosen = [prompts[order[i % len(order)]] for i in range(settings.rollouts)]
+        chosen = [prompts[order[i % len(order)]] for i in range(max(1, settings.rollouts // n))]
         # One length for all: the rollouts of a call share their sampling parameters.
         tokens = min(settings.max_answer_tokens, max(answer.max_tokens for answer in chosen))
-        rollouts = await self.rollouts.sample(
-            version, [answer.prompt_ids for answer in chosen], max_tokens=tokens, seed=seed
+        rollouts = await self._journal.sample(
+            version, [answer.prompt_ids for answer in chosen], max_tokens=tokens, seed=seed, n=n
         )
         pairs = [(chosen[rollout.prompt].prompt_ids, rollout.token_ids) for rollout in rollouts]
         features = await asyncio.to_thread(self.policy.features, pairs)

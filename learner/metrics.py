@@ -18,6 +18,7 @@ cycles = Counter("thumbwheel_learner_cycles", "Cycles by outcome.", ["outcome"])
 failures = Counter("thumbwheel_learner_failures", "Cycles that broke off and will be tried again.")
 last_success = Gauge("thumbwheel_learner_last_success_timestamp_seconds", "When a cycle was last committed.")
 cycle_seconds = Gauge("thumbwheel_learner_cycle_seconds", "Duration of the last committed cycle.")
+report_failures = Counter("thumbwheel_learner_report_failures", "Cycles' pages that could not be written or mended.")
 verdicts = Counter("thumbwheel_learner_gate_verdicts", "Candidates by verdict.", ["verdict"])
 dead_letters = Gauge("thumbwheel_learner_dead_votes", "Votes and manifests set aside because they cannot be read.")
 

@@ -1,7 +1,9 @@
 """One frozen copy of the base carries the policy, the reference and the value head.
 
 LoRA sits on the top `lora.layers` of the layers. What lies below it never changes, so its activations are computed once
-per answer and serve every pass of PPO, the reference, and the reward model's features.
+per answer and serve every pass of PPO, the reference, and the reward model's features. There each answer passes alone:
+beside others its last bits would depend on who they are, thus on what is remembered already; and a learner that was
+killed, and remembers nothing, shall make the same version as if it had not been, bit for bit.
 
     tokens ──► lower (frozen) ──► activations ──┬──► upper, adapter on  ──► final ──┬─► log-probabilities, entropy
                once per answer                  │                                   ├─► value (detached trunk)
@@ -10,7 +12,7 @@ per answer and serve every pass of PPO, the reference, and the reward model's fe
 
 Shapes: B answers, T tokens of prompt and answer, A answer tokens, D hidden size, V vocabulary. Rows are padded on the
 right and attention is causal, so no token ever sees padding: no attention mask is needed anywhere. What all prompts
-of a batch begin with (a system prompt, the template) passes through the layers once, not once per answer.
+of a batch begin with (a system prompt, the template) passes through the upper layers once, not once per answer.
 """
 
 from __future__ import annotations
@@ -121,14 +123,13 @@ def microbatches(pairs: Sequence[Answer], order: Sequence[int], tokens: int) -> 
 class Policy:
     """Policy, reference and value head on one backbone; float32 on a CPU, the checkpoint's own precision on a GPU."""
 
-    def __init__(self, model_folder: Path, lora: config.Lora, seed: int, tokens_per_microbatch: int = 2048) -> None:
+    def __init__(self, model_folder: Path, lora: config.Lora, seed: int) -> None:
         """Loads the base and puts a fresh adapter on it, under which policy and base are the same.
 
         Args:
             model_folder: a Hugging Face causal language model in the manner of Llama.
             lora: shape of the adapter.
             seed: of the adapter's first values.
-            tokens_per_microbatch: padded tokens of one pass without gradient.
 
         Raises:
             SetupError: the model cannot be split into layers as this class needs it.
@@ -139,7 +140,7 @@ class Policy:
         layers = int(base.config.num_hidden_layers)
         self.boundary = layers - max(1, round(lora.layers * layers))
         """Layers below the first that carries LoRA."""
-        self._lora, self._seed, self._tokens = lora, seed, tokens_per_microbatch
+        self._lora, self._seed = lora, seed
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self._model = _with_adapter(base, lora, range(self.boundary, layers)).to(self.device).eval()
@@ -216,18 +217,13 @@ class Policy:
     # --- passes
 
     def activations(self, pairs: Sequence[Answer]) -> list[Tensor]:
-        """Activations below the adapter, one (T, D) per answer, computed once and remembered."""
+        """Activations below the adapter, one (T, D) per answer, computed once, each alone, and remembered."""
         found: dict[Answer, Tensor] = {}
-        for pair in set(pairs):
-            if pair in self._memo:
-                self._memo.move_to_end(pair)
-                found[pair] = self._memo[pair]
-        missing = sorted(set(pairs) - set(found))
-        for group in microbatches(missing, range(len(missing)), self._tokens):
-            hidden = self.lower(Batch.of([missing[i] for i in group], self.device))
-            for row, index in enumerate(group):
-                found[missing[index]] = hidden[row, : sum(map(len, missing[index]))].clone()
-        self._remember({pair: found[pair] for pair in missing})
+        for pair in pairs:
+            if pair not in found:
+                known = self._memo.pop(pair, None)
+                found[pair] = self.lower(Batch.of([pair], self.device))[0] if known is None else known
+        self._remember(found)
         return [found[pair] for pair in pairs]
 
     def features(self, pairs: Sequence[Answer]) -> npt.NDArray[np.float32]:
@@ -305,7 +301,7 @@ class Policy:
     # --- inside
 
     def _remember(self, activations: dict[Answer, Tensor]) -> None:
-        self._memo.update(activations)
+        self._memo.update(activations)  # at the end: those asked for last are forgotten last
         size = sum(tensor.nbytes for tensor in self._memo.values())
         while size > _MEMO_BYTES:
             size -= self._memo.popitem(last=False)[1].nbytes

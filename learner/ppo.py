@@ -12,7 +12,8 @@ Departures from the paper, and why:
   distributions (arXiv:2504.10637): the log-ratio of the sampled token has the same mean and drowns a few hundred
   answers' scores in noise. A token has no influence on its own term in the reward, so that gradient stands in the loss.
   How far the policy is from the base (`Rollout.kl`) is measured on its own fresh samples, never on those that it is
-  just learning: such estimates are biased. Within an iteration `target_kl` watches.
+  just learning: such estimates are biased. It sets the price of the KL (`learner.kl_price`). Within an iteration
+  `target_kl` watches.
 - The critic starts from the reward model: a value is what that says of the answer so far (`Sample.outlook`), corrected
   by the value head. Before it advises, the head is fitted to the iteration's returns in closed form (VC-PPO,
   arXiv:2503.01491, warms it up by gradient), and advantages are taken from values of answers that the fit had not seen.
@@ -27,13 +28,20 @@ Departures from the paper, and why:
 - Every update also holds the policy to the base's own answers to plain questions (`learner.anchor`), as PPO-ptx holds
   to pretraining text. Answers that please say little about how to answer those, and without this they drift.
 - The value head reads a detached trunk: with a few hundred answers, values must not bend the policy's features.
+- GRPO (`learner.algorithm`) is the same loop without the critic: an answer's advantage, at each of its tokens, is what
+  it scored above the other answers to its prompt (arXiv:2402.03300). The KL stands in the loss alone, as there, but is
+  that of the distributions; and a token counts the same in a short answer and a long one (DAPO, arXiv:2503.14476).
+- The order in which answers come does not matter: folds and shuffles go by what an answer says (`in_order`).
 - A minibatch is computed in micro-batches of similar length, each divided by the whole minibatch's answer tokens: the
   gradient is that of the whole, whatever memory allows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import statistics
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,6 +49,7 @@ import torch
 from torch import Tensor, nn
 
 from learner import ppo_math
+from learner.kl_price import KlPrice
 from learner.policy import Answer, Batch, Policy, Sample, microbatches
 from thumbwheel import config
 from thumbwheel.errors import TrainingDiverged
@@ -52,10 +61,17 @@ _VALUE_PRIOR = 256.0
 """How many answers the critic's prior is worth. On 128 answers, out of fold, penalties of 1 to 3 times the states'
 variance explained most of the reward model's score: .24/.22/.18 of its variance for three tastes."""
 
+_COLLAPSED_ENTROPY = 0.1
+"""Of a token's entropy when the cycle began, what is left where a policy has collapsed."""
+_COLLAPSED_ANSWERS = 0.9
+"""Share of the answers that is one and the same answer where it has."""
+_TELLING_ANSWERS = 8
+"""Fewer answers may be alike by chance."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What is known of an iteration's answers before the first update. B answers, A tokens of the longest."""
+    """What is known of an iteration's B answers, `in_order`, before the first update. A tokens of the longest."""
 
     answers: list[Answer]
     hidden: list[Tensor]  # B x (T, D), below the adapter
@@ -79,29 +95,44 @@ class Rollout:
 class _Targets:
     """What the updates aim at."""
 
-    old_v: Tensor  # (B, A)
+    old_v: Tensor  # (B, A); 0 without a critic
     adv: Tensor  # (B, A), whitened
-    ret: Tensor  # (B, A)
+    ret: Tensor  # (B, A); 0 without a critic
     weight: Tensor  # (B, A), truncated importance
-    kl_coef: float  # in units of the whitened advantages
+    kl_price: float  # reward per nat
+    kl_coef: float  # the same in units of the whitened advantages
 
 
 class Trainer:
     """Holds the optimiser over one cycle; the policy carries the weights."""
 
-    def __init__(self, policy: Policy, settings: config.Ppo, seed: int, anchor: Sequence[Answer] = ()) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        settings: config.Ppo,
+        seed: int,
+        anchor: Sequence[Answer] = (),
+        *,
+        kl_price: float = 0.0,
+        critic: bool = True,
+    ) -> None:
         """
         Args:
             policy: what is trained.
             settings: how.
             seed: of every shuffle and draw.
             anchor: answers on which the policy shall stay the base.
+            kl_price: what the cycle before paid for a nat at last, if more than `kl_coef`.
+            critic: PPO; without one it is GRPO.
         """
         self._policy = policy
         self._anchor = anchor
         self._settings = settings
+        self._critic = critic
+        self._price = KlPrice(settings.kl_coef, settings.kl_budget, settings.fresh_iterations + 1, kl_price)
         self._shuffle = torch.Generator().manual_seed(seed)
         self._updates = 0
+        self._entropy: float | None = None  # of a token, when the cycle began
         self._optimiser = torch.optim.AdamW(
             [
                 {"params": policy.adapter_parameters(), "lr": settings.learning_rate},
@@ -123,13 +154,15 @@ class Trainer:
 
         Raises:
             ValueError: no samples, an empty answer, or log-probabilities or an outlook that do not fit it.
-            TrainingDiverged: a loss, a gradient or a score is not finite. The weights are those before that update.
+            TrainingDiverged: a loss, a gradient or a score is not finite, or the policy has collapsed since the first
+                iteration. The weights are those before that update.
         """
         return self.update(self.look_back(samples, progress), progress)
 
     def update(self, rollout: Rollout, progress: Callable[[float], None] | None = None) -> dict[str, float]:
         """The second half of `iterate`: moves the weights. A caller may look at `rollout.kl` first and refrain."""
         settings = self._settings
+        self._check_alive(rollout)
         targets = self._targets(rollout)
 
         steps: list[dict[str, float]] = []
@@ -149,6 +182,7 @@ class Trainer:
     def look_back(self, samples: Sequence[Sample], progress: Callable[[float], None] | None = None) -> Rollout:
         """The first half of `iterate`: one pass over the answers with the weights as they are. Raises as `iterate`."""
         _check(samples)
+        samples = in_order(samples)
         answers = [sample.answer for sample in samples]
         size = (len(answers), max(len(sample.answer_ids) for sample in samples))
         device, width = self._policy.device, self._policy.width
@@ -172,19 +206,44 @@ class Trainer:
         score = torch.tensor([sample.reward for sample in samples], device=device)
         return Rollout(answers, hidden, states, references, mask, old_logp, entropy, kl, behaviour_logp, outlook, score)
 
-    @torch.no_grad()
+    def _check_alive(self, rollout: Rollout) -> None:
+        entropy = float(ppo_math.masked_mean(rollout.entropy, rollout.mask))
+        if self._entropy is None:
+            self._entropy = entropy  # what the parent was like is not this cycle's doing: it may be trained out of it
+        elif why := collapse(rollout.answers, entropy, self._entropy):
+            raise TrainingDiverged(
+                f"the policy has collapsed: {why}. Lower learner.ppo.learning_rate or raise learner.ppo.kl_coef."
+            )
+
     def _targets(self, rollout: Rollout) -> _Targets:
+        kl_price = self._price.after(rollout.kl)
+        return self._against_critic(rollout, kl_price) if self._critic else self._against_group(rollout, kl_price)
+
+    @torch.no_grad()
+    def _against_critic(self, rollout: Rollout, kl_price: float) -> _Targets:
         settings, mask = self._settings, rollout.mask
-        rewards = ppo_math.token_rewards(rollout.score, rollout.kl_old, mask, settings.kl_coef)
+        rewards = ppo_math.token_rewards(rollout.score, rollout.kl_old, mask, kl_price)
         ends = ppo_math.last_step(mask) + (1 - mask)
         old_v = self._fitted_values(rollout, rewards, ends)
         adv, ret = ppo_math.gae(rewards, old_v, ends, settings.gamma, settings.lam)
         # The loss weighs advantages in units of their spread, so the penalty must be in these units too.
-        kl_coef = settings.kl_coef * float(torch.rsqrt(ppo_math.masked_var(adv, mask) + 1e-8))
+        kl_coef = kl_price * float(torch.rsqrt(ppo_math.masked_var(adv, mask) + 1e-8))
         # Over the whole iteration, not the minibatch: a minibatch of a few answers is a poor judge of the mean.
         adv = ppo_math.whiten(adv, mask)
         weight = ppo_math.truncated_importance(rollout.old_logp, rollout.behaviour_logp, settings.max_importance)
-        return _Targets(old_v, adv, ret, weight, kl_coef)
+        return _Targets(old_v, adv, ret, weight, kl_price, kl_coef)
+
+    @torch.no_grad()
+    def _against_group(self, rollout: Rollout, kl_price: float) -> _Targets:
+        settings, mask = self._settings, rollout.mask
+        numbers: dict[tuple[int, ...], int] = {}
+        group = [numbers.setdefault(prompt, len(numbers)) for prompt, _ in rollout.answers]
+        adv, std = ppo_math.group_advantages(rollout.score, torch.tensor(group, device=mask.device))
+        # The loss weighs advantages in units of their groups' spread, so the penalty must be in these units too.
+        kl_coef = kl_price * float(torch.rsqrt((std**2).mean() + 1e-8))
+        weight = ppo_math.truncated_importance(rollout.old_logp, rollout.behaviour_logp, settings.max_importance)
+        nothing = torch.zeros_like(mask)
+        return _Targets(nothing, adv[:, None] * mask, nothing, weight, kl_price, kl_coef)
 
     def _fitted_values(self, rollout: Rollout, rewards: Tensor, ends: Tensor) -> Tensor:
         """Corrects the value head where its predictions were off; (B, A) values that have not seen their own answer."""
@@ -224,10 +283,12 @@ class Trainer:
 
             final = policy.upper(below, batch, reference=False)
             logp, entropy, kl = policy.answer_logps(final, batch, reference, entropy_grad=settings.entropy_coef > 0)
-            v = rollout.outlook[rows] + policy.values(policy.states(final))
 
             pg_loss = ppo_math.policy_loss(logp, old_logp, adv, batch.mask, settings.clip_eps, weight, count)
-            v_loss = ppo_math.value_loss(v, old_v, ret, batch.mask, settings.value_clip, count)
+            v_loss = torch.zeros_like(pg_loss)
+            if self._critic:
+                v = rollout.outlook[rows] + policy.values(policy.states(final))
+                v_loss = ppo_math.value_loss(v, old_v, ret, batch.mask, settings.value_clip, count)
             ent = ppo_math.masked_mean(entropy, batch.mask, count)
             kl_loss = ppo_math.masked_mean(kl, batch.mask, count)
             loss = pg_loss + settings.value_coef * v_loss - settings.entropy_coef * ent + targets.kl_coef * kl_loss
@@ -298,6 +359,7 @@ class Trainer:
             "value_learning_rate": self._settings.value_learning_rate,
             "explained_variance": float(ppo_math.explained_variance(targets.old_v, targets.ret, mask)),
             "kl_per_sequence": rollout.kl,
+            "kl_price": targets.kl_price,
             "reward_mean": float(rollout.score.mean()),
             "reward_std": float(rollout.score.std(correction=0)),
             "value_mean": float(ppo_math.masked_mean(targets.old_v, mask)),
@@ -314,13 +376,55 @@ class Trainer:
         }
 
 
+def collapse(answers: Sequence[Answer], entropy: float, before: float) -> str:
+    """Why these fresh answers are those of a policy that has collapsed; empty where they are not.
+
+    Args:
+        answers: prompts and what was said to them.
+        entropy: of a token along them, nats.
+        before: the same at a time when all was well.
+    """
+    if entropy < _COLLAPSED_ENTROPY * before:
+        return f"the entropy of a token has fallen from {before:.3g} to {entropy:.3g} nats"
+    alike = max(Counter(answer for _, answer in answers).values())
+    if len(answers) >= _TELLING_ANSWERS and alike >= _COLLAPSED_ANSWERS * len(answers):
+        return f"{alike} of {len(answers)} answers are one and the same"
+    return ""
+
+
+def in_order(samples: Sequence[Sample]) -> list[Sample]:
+    """The same samples in the same order, however they came: as good as shuffled, by a digest of what they say."""
+
+    def place(sample: Sample) -> tuple[bytes, float, tuple[float, ...]]:
+        return hashlib.sha256(repr(sample.answer).encode()).digest(), sample.reward, sample.behaviour_logp
+
+    return sorted(samples, key=place)
+
+
 def contrast(samples: Sequence[Sample], keep: int) -> list[Sample]:
-    """The `keep` samples with the most telling rewards: half from the top, half from the bottom; in their old order."""
+    """The `keep` samples with the most telling rewards: half from the top, half from the bottom."""
     if len(samples) <= keep:
         return list(samples)
-    order = sorted(range(len(samples)), key=lambda i: samples[i].reward)  # stable: ties stay in their order
+    ranked = sorted(in_order(samples), key=lambda sample: sample.reward)  # stable: which of two equals stays is settled
     low = keep // 2
-    return [samples[i] for i in sorted(order[:low] + order[low - keep :])]
+    return ranked[:low] + ranked[low - keep :]
+
+
+def groups(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Answers to the same prompt, of prompts with several."""
+    by_prompt: dict[tuple[int, ...], list[Sample]] = defaultdict(list)
+    for sample in in_order(samples):
+        by_prompt[sample.prompt_ids].append(sample)
+    return [group for group in by_prompt.values() if len(group) > 1]
+
+
+def contrast_groups(samples: Sequence[Sample], keep: int) -> list[Sample]:
+    """Whole groups, those whose rewards lie farthest apart first, of `keep` samples at most, but one group at least."""
+    kept: list[Sample] = []
+    for group in sorted(groups(samples), key=lambda group: -statistics.pstdev(one.reward for one in group)):
+        if not kept or len(kept) + len(group) <= keep:
+            kept += group
+    return kept
 
 
 def _check(samples: Sequence[Sample]) -> None:

@@ -1,4 +1,4 @@
-"""The mathematics of PPO: pure functions of tensors. No model, no configuration, no device, no state.
+"""The mathematics of PPO and GRPO: pure functions of tensors. No model, no configuration, no device, no state.
 
 The language model and CartPole (``examples/cartpole.py``) are trained by the same functions.
 
@@ -18,6 +18,7 @@ Sources
     [37]    Huang et al. 2022, "The 37 Implementation Details of PPO"
     [RB]    Amini et al. 2025, arXiv:2504.10637, the KL divergence of whole distributions instead of sampled tokens
     [VC]    Yuan et al. 2025, arXiv:2503.01491, PPO fails on a critic that starts wrong: fit it before it advises
+    [GRPO]  Shao et al. 2024, arXiv:2402.03300
     [TIS]   Ionides 2008, truncated importance sampling; for sampler/trainer mismatch: Yao et al. 2025
 """
 
@@ -72,6 +73,26 @@ def gae(
         advantages[:, t] = advantage
         following = values[:, t]
     return advantages, advantages + values
+
+
+def group_advantages(score: Tensor, group: Tensor, eps: float = 1e-4) -> tuple[Tensor, Tensor]:
+    """Advantage over the other episodes from the same start, in units of their spread ([GRPO], section 4.1.2).
+
+        adv_i = (score_i - mean(scores of its group)) / (std(scores of its group) + eps)
+
+    Args:
+        score: (B,), of the whole episode.
+        group: (B,), integers; episodes from the same start share one.
+        eps: keeps groups that scored alike from dividing by 0.
+
+    Returns:
+        Advantages, and the standard deviation (the population's) of each one's group, both (B,); 0 where it is alone.
+    """
+    same = (group[:, None] == group).to(score)  # (B, B)
+    size = same.sum(1)  # (B,)
+    centred = score - same @ score / size
+    std = (same @ centred**2 / size).sqrt()
+    return centred / (std + eps), std
 
 
 def last_step(mask: Tensor) -> Tensor:

@@ -59,13 +59,17 @@ class RewardModel:
         calibrated: Floats = expit(self.slope * self.score(features) + self.offset)
         return calibrated
 
+    def evidence(self, tokens: Features) -> Floats:
+        """(A, D - FORM) features of an answer's tokens -> (A,) what each says; their mean is in the answer's score."""
+        said: Floats = (tokens - self.mean[:-FORM]) / self.std[:-FORM] @ self.weight[:-FORM]
+        return said
+
     def outlook(self, tokens: Features) -> Floats:
         """(A, D - FORM) features of an answer's tokens -> (A,) the chance that it will be liked, before each token.
 
         An answer is scored by means over its tokens; those to come are taken for average, as OUTLOOK_PRIOR of them.
         """
-        evidence = (tokens - self.mean[:-FORM]) / self.std[:-FORM] @ self.weight[:-FORM]  # (A,)
-        before = np.append(0.0, np.cumsum(evidence)[:-1]) / (np.arange(len(tokens)) + OUTLOOK_PRIOR)
+        before = np.append(0.0, np.cumsum(self.evidence(tokens))[:-1]) / (np.arange(len(tokens)) + OUTLOOK_PRIOR)
         chance: Floats = expit(self.slope * (before + self.bias) + self.offset)
         return chance
 
@@ -80,6 +84,8 @@ class Quality:
     """Share of held-out pairs in the raters' order; NaN without pairs."""
     up_rate: float
     votes: float
+    bins: tuple[tuple[float, float, int], ...] = ()
+    """Predicted and observed share of up-votes, and votes, by `calibration`."""
 
     @property
     def floor_value(self) -> float:
@@ -209,12 +215,14 @@ def _platt(scores: Floats, targets: _Targets) -> tuple[float, float]:
 def _quality(scores: Floats, slope: float, offset: float, targets: _Targets) -> Quality:
     z = scores[targets.rows]
     pairs = scores[targets.better] - scores[targets.worse]
+    probabilities = expit(slope * z + offset)
     return Quality(
         auc=auc(z, targets.values > 0.5, targets.weights),
-        ece=ece(expit(slope * z + offset), targets.values),
+        ece=ece(probabilities, targets.values),
         agreement=_mean(pairs > 0, targets.pair_weights),
         up_rate=_mean(targets.values, targets.weights),
         votes=float(targets.weights.sum() + targets.pair_weights.sum()),
+        bins=calibration(probabilities, targets.values),
     )
 
 
@@ -238,10 +246,17 @@ def auc(scores: Floats, positive: NDArray[np.bool_], weights: Floats | None = No
     return float(ups @ (below + downs / 2) / (ups.sum() * downs.sum()))
 
 
+def calibration(probabilities: Floats, values: Floats, bins: int = 10) -> tuple[tuple[float, float, int], ...]:
+    """Mean probability, mean vote and number of votes in bins of equal mass, at least 20 votes each where there are."""
+    if not len(values):
+        return ()
+    parts = np.array_split(np.argsort(probabilities, kind="stable"), max(1, min(bins, len(values) // 20)))
+    return tuple((float(probabilities[part].mean()), float(values[part].mean()), len(part)) for part in parts)
+
+
 def ece(probabilities: Floats, values: Floats, bins: int = 10) -> float:
     """Expected calibration error over bins of equal mass (Guo et al. 2017); NaN without votes."""
     if not len(values):
         return float("nan")
-    parts = np.array_split(np.argsort(probabilities, kind="stable"), max(1, min(bins, len(values) // 20)))
-    gaps = [abs(probabilities[part].mean() - values[part].mean()) * len(part) for part in parts]
+    gaps = [abs(p - v) * votes for p, v, votes in calibration(probabilities, values, bins)]
     return float(sum(gaps) / len(values))

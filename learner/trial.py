@@ -18,9 +18,11 @@ from learner.dataset import Answer, Dataset
 from learner.gate import Evidence
 from learner.policy import Policy, Sample
 from learner.ppo import Trainer
+from learner.report import Comparison
 from learner.reward_model import RewardModel, fit
 from learner.rollouts import Rollouts, Sampled
 from thumbwheel import config
+from thumbwheel.records import split_response_id
 from thumbwheel.registry import BASE
 from thumbwheel_client.v1 import record_pb2 as pb
 
@@ -30,6 +32,7 @@ class _Known:
     """What the candidate is held against. P prompts, S samples of each."""
 
     judge: RewardModel | None
+    live: list[Sampled]  # P x S, by prompt
     live_scores: NDArray[np.float64]  # (P, S)
     base_length: float
     base_right: frozenset[str]
@@ -56,14 +59,17 @@ class Trial:
         """
         self._batch, self._features, self._settings = batch, features, settings
         self._held = data.part(held_out)
-        longest: dict[tuple[int, ...], int] = {}  # prompt -> max_tokens of its newest answer
+        newest: dict[tuple[int, ...], Answer] = {}  # prompt -> its newest answer
         for answer in data.answers:
             if answer.max_tokens and held_out(answer):
-                longest.setdefault(answer.prompt_ids, answer.max_tokens)
-        self._prompts = list(longest)[: settings.gate.prompts]
-        tokens = max((longest[prompt] for prompt in self._prompts), default=1)
+                newest.setdefault(answer.prompt_ids, answer)
+        self._prompts = list(newest)[: settings.gate.prompts]
+        self._turns = [split_response_id(newest[prompt].key)[0] for prompt in self._prompts]
+        tokens = max((newest[prompt].max_tokens for prompt in self._prompts), default=1)
         self._tokens = min(settings.ppo.max_answer_tokens, tokens)
         self._known: _Known | None = None
+        self.comparisons: tuple[Comparison, ...] = ()
+        """Of each prompt the first sample of live and of the candidate that was tried last."""
 
     async def of(
         self,
@@ -86,8 +92,10 @@ class Trial:
         await asyncio.to_thread(policy.load_adapter, folder)
         kl = await asyncio.to_thread(self._kl, ours, candidate.name, policy)
         progress(0.9)
+        scores = await asyncio.to_thread(self._scores, known.judge, ours, policy)
+        self.comparisons = self._compare(known, ours, scores)
         return Evidence(
-            candidate_scores=await asyncio.to_thread(self._scores, known.judge, ours, policy),
+            candidate_scores=scores,
             live_scores=known.live_scores,
             judge_votes=self._held.votes,
             kl=kl,
@@ -111,7 +119,7 @@ class Trial:
         if self._held.votes:
             judge, _ = await asyncio.to_thread(fit, self._held, self._features, settings.reward_model)
         scores = await asyncio.to_thread(self._scores, judge, found[parent], policy)
-        return _Known(judge, scores, _mean_length(found[BASE]), base_right)
+        return _Known(judge, found[parent], scores, _mean_length(found[BASE]), base_right)
 
     async def _ask(self, rollouts: Rollouts, version: str, samples: int) -> list[Sampled]:
         return await rollouts.sample(version, self._prompts, max_tokens=self._tokens, seed=self._batch.seed, n=samples)
@@ -122,6 +130,19 @@ class Trial:
         if judge is None or not rollouts:
             return np.zeros(shape)
         return judge.probability(policy.features([self._answer(rollout) for rollout in rollouts])).reshape(shape)
+
+    def _compare(self, known: _Known, ours: Sequence[Sampled], scores: NDArray[np.float64]) -> tuple[Comparison, ...]:
+        firsts = slice(None, None, self._settings.gate.samples)
+        # Without a judge the scores are zeros and mean nothing.
+        before, after = (
+            (found if known.judge else np.full_like(found, np.nan))[:, 0] for found in (known.live_scores, scores)
+        )
+        return tuple(
+            Comparison(
+                turn=turn, before=live.text, after=mine.text, before_score=float(before[i]), after_score=float(after[i])
+            )
+            for i, (turn, live, mine) in enumerate(zip(self._turns, known.live[firsts], ours[firsts], strict=True))
+        )
 
     def _kl(self, rollouts: Sequence[Sampled], version: str, policy: Policy) -> float:
         # Every second: to measure the KL of an answer takes as long as to score five.

@@ -207,6 +207,8 @@ class Ppo(Section):
     """Answers sampled for a fresh iteration."""
     learned_rollouts: Positive = 48
     """Answers that an iteration learns from: the best and the worst, in equal parts."""
+    group: Annotated[int, Field(ge=2)] = 8
+    """Answers to each prompt of a fresh iteration, where learner.algorithm is "grpo"."""
     max_answer_tokens: Positive = 256
     """Longest answer that trains the policy; bounds time and memory of an iteration."""
     epochs: Positive = 1
@@ -226,7 +228,8 @@ class Ppo(Section):
     entropy_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the entropy bonus."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.1
-    """Price of a nat of KL to the reference, where a vote is worth from -1 to 1."""
+    """Least price of a nat of KL to the reference, where a vote is worth from -1 to 1. It rises while the policy walks
+    faster than `kl_budget` lasts; 0 leaves it at 0."""
     anchor_coef: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the KL to the base on its own answers to plain questions; 0 lets what is not rated drift."""
     kl_budget: Annotated[float, Field(gt=0)] = 5.0
@@ -264,6 +267,11 @@ class Gate(Section):
     """Mean answer length against the base, up or down."""
 
 
+class Reports(Section):
+    keep: Annotated[int, Field(ge=0)] = 50
+    """Pages of the latest cycles that are kept in <data_dir>/reports; 0 writes none."""
+
+
 class Learner(Section):
     server: str = ""
     """host:port (the admin port) of the server that answers rollouts; empty means the one of [server]."""
@@ -285,6 +293,8 @@ class Learner(Section):
     """Threads on a CPU; 0 means one per core (it runs niced, so the engine goes first)."""
     niceness: Annotated[int, Field(ge=0, le=19)] = 15
     """How far it stands back for the engine."""
+    algorithm: Literal["ppo", "grpo"] = "ppo"
+    """What a reward is held against. "ppo": a critic's expectation. "grpo": other answers to the same prompt."""
     raters: Raters = Raters()
     """How much each rater's votes weigh."""
     tripwires: Tripwires = Tripwires()
@@ -294,9 +304,11 @@ class Learner(Section):
     lora: Lora = Lora()
     """The adapter that is trained."""
     ppo: Ppo = Ppo()
-    """Proximal policy optimisation."""
+    """Proximal policy optimisation, and GRPO."""
     gate: Gate = Gate()
     """What a candidate must show before it serves."""
+    reports: Reports = Reports()
+    """A page for people about each cycle."""
 
 
 class Log(Section):
@@ -335,6 +347,11 @@ class Config(Section):
     @property
     def artifact_root(self) -> Path:
         return Path(self.artifacts) if self.artifacts else self.data_dir / "versions"
+
+    @property
+    def report_root(self) -> Path:
+        """Not beside the versions: those are for every server to read, and pages hold what people have said."""
+        return self.data_dir / "reports"
 
 
 def load(

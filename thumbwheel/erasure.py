@@ -64,7 +64,7 @@ class Erasure:
         return Erased(turns, votes, await self._learned(rater))
 
     async def erasures(self) -> int:
-        """Grows with every erasure: when it does, caches have something to forget."""
+        """Grows with every erasure: when it does, caches and the learner's pages have something to forget."""
         return int(await self._store.call("GET", self._store.keys.erasures) or 0)
 
     async def note_learned(self, version: str, raters: Iterable[str]) -> None:

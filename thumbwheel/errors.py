@@ -14,7 +14,7 @@ ThumbwheelError                what was wrong and what to do, in one message for
 ├── EngineDead                 the engine's process is gone; the server must be started anew
 ├── LeaseLost                  another learner leads; nothing was committed
 ├── PersonErased               somebody whose votes a cycle has learned from was erased meanwhile; it starts anew
-├── TrainingDiverged           a loss or gradient is not finite; nothing of this cycle is released
+├── TrainingDiverged           a loss is not finite, or the policy has collapsed; nothing of this cycle is released
 ├── LearnerFrozen              a tripwire has tripped; nothing trains until a person releases it
 └── SetupError                 configuration, disk, port, model or Redis: cannot start
 """
@@ -96,7 +96,7 @@ class PersonErased(ThumbwheelError):
 
 
 class TrainingDiverged(ThumbwheelError):
-    """The numbers of a training run left the finite range."""
+    """The numbers of a training run left the finite range, or the policy says one thing to everybody."""
 
 
 class LearnerFrozen(ThumbwheelError):

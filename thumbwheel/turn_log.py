@@ -127,6 +127,16 @@ class TurnLog:
                 turns.append(None)
         return turns
 
+    async def kept(self, turn_ids: Iterable[str]) -> set[str]:
+        """Which of these turns are still there: neither erased nor grown old."""
+        names = sorted(turn_ids)
+        found: set[str] = set()
+        for start in range(0, len(names), _BATCH):
+            part = names[start : start + _BATCH]
+            there = await self._store.batch([("EXISTS", self._store.keys.turn(name)) for name in part])
+            found |= {name for name, is_there in zip(part, there, strict=True) if is_there}
+        return found
+
     async def recent(self, limit: int, version: str | None = None) -> AsyncGenerator[Turn, None]:
         """Up to `limit` turns, newest first, rated or not; only those with an answer of `version`, if given."""
         if limit <= 0:

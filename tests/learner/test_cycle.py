@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from learner import app, cycle
+from learner import app, cycle, metrics
 from learner.anchor import Anchor
 from learner.competence import Competence
 from learner.cycle import Wheel
@@ -22,6 +23,7 @@ from learner.features import FeatureCache
 from learner.policy import Policy, Sample
 from learner.ppo import Rollout, Trainer
 from learner.publish import Publisher
+from learner.reporter import Reporter
 from learner.rollouts import Sampled
 from thumbwheel import artifacts
 from thumbwheel.config import Config, load
@@ -54,6 +56,8 @@ class MadeUp:
     def __init__(self) -> None:
         self.meddle: Callable[[], Awaitable[None]] | None = None
         self.logp = -10.0
+        self.says: tuple[int, ...] = ()
+        """The same to everybody; empty: random tokens."""
         self.asked: list[str] = []
 
     async def sample(
@@ -66,18 +70,20 @@ class MadeUp:
         drawn = [
             (place, tuple(dice.integers(10, 40_000, 6).tolist())) for place in range(len(prompts)) for _ in range(n)
         ]
-        return [Sampled(place, tokens, (self.logp,) * 6, "words", False) for place, tokens in drawn]
+        answers = [(place, self.says or tokens) for place, tokens in drawn]
+        return [Sampled(place, tokens, (self.logp,) * len(tokens), "words", False) for place, tokens in answers]
 
 
 class Bench:
     """A wheel and the means to feed it."""
 
-    def __init__(self, wheel: Wheel, rollouts: MadeUp, store: Store) -> None:
+    def __init__(self, wheel: Wheel, rollouts: MadeUp, store: Store, reporter: Reporter) -> None:
         self.wheel = wheel
+        self.reporter = reporter
         self.store = store
         self.rollouts = rollouts
 
-    async def votes(self, count: int, first: int = 0, raters: int = 0, comment: str = "") -> None:
+    async def votes(self, count: int, first: int = 0, prompts: int = 1000, raters: int = 0, comment: str = "") -> None:
         for number in range(first, first + count):
             rater = f"rater {number % raters}" if raters else "owner"
             dice = np.random.default_rng(number)
@@ -85,8 +91,8 @@ class Bench:
                 turn_id=f"t{number}",
                 owner=rater,
                 created_at=now(),
-                messages=[pb.Message(role=pb.ROLE_USER, content=f"Question {number}?")],
-                prompt_token_ids=[1, 100 + number, 7],
+                messages=[pb.Message(role=pb.ROLE_USER, content=f"Question {number % prompts}?")],
+                prompt_token_ids=[1, 100 + number % prompts, 7],
                 sampling=pb.Sampling(max_tokens=8, temperature=1.0, top_p=1.0),
             )
             answer = pb.ResponseRecord(
@@ -112,8 +118,14 @@ def policy(tiny_model: Path) -> Policy:
 
 
 @pytest.fixture
-async def make(redis_url: str, tmp_path: Path, policy: Policy) -> AsyncIterator[Callable[..., Awaitable[Bench]]]:
+async def make(
+    redis_url: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, policy: Policy
+) -> AsyncIterator[Callable[..., Awaitable[Bench]]]:
     stores = []
+    pages = tmp_path_factory.mktemp("pages") / "reports"
+
+    def split(tokens: Sequence[int]) -> list[tuple[str, int]]:
+        return [(f"word{token % 9}", 1) for token in tokens]
 
     async def make(*settings: str) -> Bench:
         config = load(Path("/dev/null"), [*SETTINGS, *settings], {})
@@ -122,10 +134,12 @@ async def make(redis_url: str, tmp_path: Path, policy: Policy) -> AsyncIterator[
         registry, rollouts = Registry(store), MadeUp()
         lease = Lease(store, "test", 60)
         assert await lease.acquire()
+        turns = TurnLog(store, config.turn_log)
+        reporter = Reporter(pages, config.learner.reports.keep, registry, turns, policy, split)
         wheel = Wheel(
             settings=config.learner,
             stream=VoteStream(store),
-            turns=TurnLog(store, config.turn_log),
+            turns=turns,
             feedback=FeedbackLog(store, config.feedback),
             registry=registry,
             erasure=Erasure(store),
@@ -138,8 +152,9 @@ async def make(redis_url: str, tmp_path: Path, policy: Policy) -> AsyncIterator[
             competence=Competence(rollouts, lambda text: [5, 6, 7]),  # type: ignore[arg-type]
             anchor=Anchor(MadeUp(), lambda text: [5, 6, 7]),  # type: ignore[arg-type]
             encode=lambda text: [9],
+            reporter=reporter,
         )
-        return Bench(wheel, rollouts, store)
+        return Bench(wheel, rollouts, store, reporter)
 
     yield make
     for store in stores:
@@ -160,6 +175,11 @@ async def test_a_cycle_releases_and_spends_its_votes(make: Callable[..., Awaitab
     assert await bench.wheel.stream.waiting() == 0
     # Folders of the steps on the way are gone; the version's stays.
     assert names(tmp_path) == [live.path]
+    page = bench.reporter.folder / "cycle-1.html"
+    told = page.read_text(encoding="utf-8")
+    for said in ("cycle-1: released", record.version, *record.reasons, "Question ", "word1", "KL to the base"):
+        assert said in told
+    assert (stat.S_IMODE(page.stat().st_mode), stat.S_IMODE(page.parent.stat().st_mode)) == (0o600, 0o700)
 
 
 async def test_too_few_votes_end_the_cycle_and_say_so(make: Callable[..., Awaitable[Bench]]) -> None:
@@ -246,6 +266,39 @@ async def test_the_reward_that_is_told_is_of_all_answers_not_of_those_learned_fr
     assert record.metrics["ppo_reward_mean"] == pytest.approx(float(np.mean(scored)), abs=1e-6)
 
 
+async def test_grpo_samples_groups_and_learns_from_whole_ones(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make(
+        "learner.algorithm=grpo", "learner.ppo.group=4", "learner.ppo.rollouts=12", "learner.ppo.learned_rollouts=8"
+    )
+    await bench.votes(60)  # one answer to each prompt: the iteration on traffic is left out
+    record = await bench.wheel.turn()
+    assert record.outcome == "released", record.reasons
+    assert record.metrics["ppo_samples"] == 8
+    assert record.metrics["ppo_updates"] == 2  # of the one fresh iteration
+    assert record.metrics["ppo_value_loss"] == 0
+    assert {name[:5] for name in bench.rollouts.asked} == {"base", "v1.0-", "v1.1-"}
+
+
+async def test_grpo_learns_from_traffic_where_a_prompt_has_several_rated_answers(
+    make: Callable[..., Awaitable[Bench]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts: list[list[tuple[int, ...]]] = []
+    look_back = Trainer.look_back
+
+    def spy(self: Trainer, samples: Sequence[Sample], *rest: Any) -> Rollout:
+        prompts.append([sample.prompt_ids for sample in samples])
+        return look_back(self, samples, *rest)
+
+    monkeypatch.setattr(Trainer, "look_back", spy)
+    bench = await make("learner.algorithm=grpo", "learner.ppo.group=4")
+    await bench.votes(60, prompts=11)
+    record = await bench.wheel.turn()
+    assert record.metrics["ppo_updates"] == 4  # traffic, and the fresh iteration
+    traffic = prompts[0]
+    assert len(traffic) >= cycle.LEAST_SAMPLES
+    assert all(traffic.count(prompt) > 1 for prompt in traffic)
+
+
 async def test_a_step_beyond_the_kl_budget_is_taken_back(
     make: Callable[..., Awaitable[Bench]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +320,17 @@ async def test_numbers_that_are_not_finite_end_the_cycle_not_the_process(
     record = await bench.wheel.turn()
     assert record.outcome == "diverged"
     assert "not finite" in record.reasons[0]
+
+
+async def test_a_collapsed_policy_ends_the_cycle_not_the_process(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make()
+    bench.rollouts.says = (11, 12, 13)
+    await bench.votes(60)
+    record = await bench.wheel.turn()
+    assert record.outcome == "diverged"
+    assert "8 of 8 answers are one and the same" in record.reasons[0]
+    assert (await bench.wheel.registry.live()).name == "base"
+    assert await bench.wheel.stream.waiting() == 0
 
 
 async def test_a_killed_cycle_is_repeated_with_the_same_votes_and_makes_the_same_version(
@@ -295,6 +359,56 @@ async def test_a_killed_cycle_is_repeated_with_the_same_votes_and_makes_the_same
     assert await again.wheel.stream.waiting() == 5
 
 
+async def test_a_repeated_cycle_takes_up_the_answers_that_were_sampled_for_it(
+    make: Callable[..., Awaitable[Bench]], tmp_path: Path
+) -> None:
+    """An engine rounds as its company lets it, and would not say the same again."""
+    bench = await make("learner.ppo.fresh_iterations=2")
+    await bench.votes(60)
+
+    async def die_later() -> None:
+        if len(bench.rollouts.asked) == 2:
+            raise KeyError("killed")
+
+    bench.rollouts.meddle = die_later
+    with pytest.raises(KeyError):
+        await bench.wheel.turn()
+    await bench.wheel.lease.release()  # a killed learner's lapses
+
+    again = await make("learner.ppo.fresh_iterations=2")
+    again.rollouts.logp = -10.5
+    record = await again.wheel.turn()
+    asked = again.rollouts.asked[0]  # nothing of the first step's weights, and the second step has the same as before
+    assert asked.startswith("v1.1-")
+    assert asked == bench.rollouts.asked[1]
+    assert names(tmp_path) == [(await again.wheel.registry.get(record.version)).path], "nothing is kept"
+
+
+async def test_what_a_killed_learner_remembered_changes_no_bit(
+    make: Callable[..., Awaitable[Bench]], tiny_model: Path
+) -> None:
+    """One cycle has filled its caches when it dies in the next; who repeats that begins with empty ones."""
+    warm = await make()
+    await warm.votes(60)
+    await warm.wheel.turn()
+    await warm.votes(60, first=60)
+
+    async def die() -> None:
+        raise KeyError("killed")
+
+    warm.rollouts.meddle = die
+    with pytest.raises(KeyError):
+        await warm.wheel.turn()
+    await warm.wheel.lease.release()  # a killed learner's lapses
+
+    cold = await make()
+    cold.wheel.policy = Policy(tiny_model, Config().learner.lora, 1)
+    record = await cold.wheel.turn()
+    assert record.metrics["ppo_samples"] == 8
+    assert cold.rollouts.asked[0] == warm.rollouts.asked[-1]  # the name ends in the digest of the weights
+    assert cold.rollouts.asked[0].startswith("v2.0-")
+
+
 async def test_who_is_erased_during_a_cycle_is_not_learned_from(
     make: Callable[..., Awaitable[Bench]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +427,46 @@ async def test_who_is_erased_during_a_cycle_is_not_learned_from(
     assert (await bench.wheel.registry.live()).name == "base"
     record = await bench.wheel.turn()
     assert (record.batch.cycle_id, record.outcome) == ("cycle-1", "too_few_votes")
+
+
+async def test_who_is_erased_leaves_the_pages(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make()
+    await bench.votes(60)
+    await bench.wheel.turn()
+    files = [bench.reporter.folder / f"cycle-1.{kind}" for kind in ("html", "json")]
+    assert all("Question " in file.read_text(encoding="utf-8") for file in files)
+    following = asyncio.create_task(bench.reporter.follow(bench.wheel.erasure, 0.01))
+    await bench.wheel.erasure.erase("owner")
+    async with asyncio.timeout(10):
+        while any("Question " in file.read_text(encoding="utf-8") for file in files):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    following.cancel()
+    left = files[0].read_text(encoding="utf-8")
+    assert "word1" not in left
+    assert "cycle-1: released" in left
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2])
+async def test_the_latest_pages_are_kept(make: Callable[..., Awaitable[Bench]], keep: int) -> None:
+    bench = await make("learner.reward_model.min_votes=1000", f"learner.reports.keep={keep}")
+    for number in range(3):
+        await bench.votes(4, first=4 * number)
+        assert (await bench.wheel.turn()).outcome == "too_few_votes"
+    pages = sorted(file.name for file in bench.reporter.folder.glob("*.html"))
+    assert pages == [*(f"cycle-{number}.html" for number in range(1, 4)), "index.html"][3 - keep :] * bool(keep)
+
+
+async def test_a_page_that_cannot_be_written_fails_no_cycle(
+    make: Callable[..., Awaitable[Bench]], caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = await make()
+    bench.reporter.folder.write_text("a file where the folder should be", encoding="utf-8")
+    await bench.votes(60)
+    before = metrics.report_failures._value.get()
+    assert (await bench.wheel.turn()).outcome == "released"
+    assert metrics.report_failures._value.get() == before + 1
+    assert "report_failed" in caplog.messages
+    assert "Question " not in caplog.text
 
 
 async def test_a_released_version_is_listed_to_whom_it_learned_from(make: Callable[..., Awaitable[Bench]]) -> None:

@@ -156,6 +156,25 @@ def test_activations_are_computed_once(policy: Policy, monkeypatch: pytest.Monke
     assert torch.equal(again[1], first[0])
 
 
+def test_company_and_memory_change_no_bit_of_what_lies_below_the_adapter(policy: Policy, tiny_model: Path) -> None:
+    """Otherwise a learner that was killed, and remembers nothing, would make other weights of the same votes."""
+    generator = torch.Generator().manual_seed(0)
+    system = (21, 22, 23, 24)
+    pairs: list[Answer] = [
+        ((*system, 5, 6 + index % 3), tuple(torch.randint(3, 999, (1 + 7 * index,), generator=generator).tolist()))
+        for index in range(12)
+    ]
+    cold = [policy.activations([pair])[0] for pair in pairs]
+    features = policy.features(pairs)
+    together = Policy(tiny_model, LORA, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(together.activations(pairs), cold, strict=True))
+    warm = Policy(tiny_model, LORA, seed=1)
+    warm.activations(pairs[::2])
+    assert all(torch.equal(a, b) for a, b in zip(warm.activations(pairs[::-1]), cold[::-1], strict=True))
+    for other in (together, warm):
+        np.testing.assert_array_equal(other.features(pairs), features)
+
+
 def test_saving_is_deterministic_and_round_trips(policy: Policy, tiny_model: Path, tmp_path: Path) -> None:
     disturb(policy)
     policy.save_adapter(tmp_path / "a")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from learner.policy import Batch, Policy, Sample
-from learner.ppo import Trainer, contrast
+from learner.ppo import Trainer, collapse, contrast, contrast_groups, groups, in_order
 from thumbwheel import config
 from thumbwheel.errors import TrainingDiverged
 
@@ -38,9 +38,10 @@ def sampled(policy: Policy, count: int, seed: int = 0) -> list[Sample]:
 
 def on_policy(policy: Policy, samples: list[Sample]) -> list[Sample]:
     rollout = Trainer(policy, SETTINGS, seed=0).look_back(samples)
+    logps = dict(zip(rollout.answers, rollout.old_logp.tolist(), strict=True))  # its rows have an order of their own
     return [
-        dataclasses.replace(sample, behaviour_logp=tuple(rollout.old_logp[row, : len(sample.answer_ids)].tolist()))
-        for row, sample in enumerate(samples)
+        dataclasses.replace(sample, behaviour_logp=tuple(logps[sample.answer][: len(sample.answer_ids)]))
+        for sample in samples
     ]
 
 
@@ -77,6 +78,28 @@ def test_it_learns_to_say_what_is_rewarded(policy: Policy) -> None:
     assert wanted > max(gain) + 0.1
 
 
+def test_without_a_critic_it_learns_from_the_other_answers_to_the_prompt(policy: Policy) -> None:
+    """One prompt pays ten times as much as the other, whatever is said: nothing is learned of that."""
+    samples = [
+        Sample((5, 6, prompt), (token,), (0.0,), "base", scale + float(token == WANTED))
+        for prompt, scale in ((7, 0.0), (8, 10.0))
+        for token in range(8, 16)
+    ]
+    trainer = Trainer(policy, SETTINGS, seed=3, critic=False)
+    targets = trainer._targets(trainer.look_back(samples))
+    adv = sorted(round(value, 3) for value in targets.adv[:, 0].tolist())
+    assert adv == [-0.378] * 14 + [2.645] * 2  # 1 of 8: mean 1/8, standard deviation √7/8
+    before = on_policy(policy, samples)
+    for _ in range(6):
+        stats = trainer.iterate(on_policy(policy, samples))
+    after = on_policy(policy, samples)
+    gain = [a.behaviour_logp[0] - b.behaviour_logp[0] for a, b in zip(after, before, strict=True)]
+    wanted = [gain[start + WANTED - 8] for start in (0, 8)]
+    assert min(wanted) > max(set(gain) - set(wanted)) + 0.1
+    assert stats["value_loss"] == stats["value_grad_norm"] == stats["explained_variance"] == 0
+    assert torch.count_nonzero(policy.value_head.weight) == 0
+
+
 def test_values_learn_to_explain_the_returns(policy: Policy) -> None:
     samples = sampled(policy, 16)
     trainer = Trainer(policy, SETTINGS.model_copy(update={"value_clip": 10.0, "learning_rate": 1e-9}), seed=3)
@@ -87,7 +110,7 @@ def test_values_learn_to_explain_the_returns(policy: Policy) -> None:
 
 def test_advantages_come_from_values_that_have_not_seen_their_answer(policy: Policy) -> None:
     """One answer is praised beyond all others: a critic that had seen it would expect some of that."""
-    samples = sampled(policy, 16)
+    samples = in_order(sampled(policy, 16))
     outlier = [dataclasses.replace(samples[0], reward=100.0), *samples[1:]]
     trainer = Trainer(policy, SETTINGS, seed=3)
     usual, praised = (trainer._targets(trainer.look_back(batch)) for batch in (samples, outlier))
@@ -133,6 +156,15 @@ def test_the_same_samples_and_seed_give_the_same_bytes(policy: Policy, tiny_mode
     first = trained(tiny_model, samples, SETTINGS, tmp_path / "a")
     assert first == trained(tiny_model, samples, SETTINGS, tmp_path / "b")
     assert first[1] != trained(tiny_model, sampled(policy, 8, seed=1), SETTINGS, tmp_path / "c")[1]
+
+
+def test_the_order_in_which_samples_come_changes_nothing(policy: Policy, tiny_model: Path, tmp_path: Path) -> None:
+    """Not even rounding. One answer comes twice, with two rewards."""
+    samples = sampled(policy, 8)
+    samples.append(dataclasses.replace(samples[0], reward=0.75))
+    first = trained(tiny_model, samples, SETTINGS, tmp_path / "a")
+    assert first == trained(tiny_model, samples[::-1], SETTINGS, tmp_path / "b")
+    assert first == trained(tiny_model, samples[5:] + samples[:5], SETTINGS, tmp_path / "c")
 
 
 def test_microbatches_change_nothing_but_rounding(policy: Policy, tiny_model: Path, tmp_path: Path) -> None:
@@ -199,6 +231,17 @@ def test_the_penalty_holds_the_policy_near_the_base(policy: Policy, tiny_model: 
     assert far[1] < 0.5 * far[0]
 
 
+def test_the_price_of_the_kl_rises_with_what_is_measured(policy: Policy) -> None:
+    samples = sampled(policy, 8)
+    trainer = Trainer(policy, SETTINGS.model_copy(update={"kl_budget": 1e-4}), seed=3)
+    prices = [trainer.iterate(samples)["kl_price"] for _ in range(3)]
+    assert prices[0] == SETTINGS.kl_coef  # nothing measured yet but that it is the base
+    assert prices == sorted(prices)
+    assert prices[2] > SETTINGS.kl_coef
+    dear = Trainer(policy, SETTINGS, seed=3, kl_price=0.3)
+    assert dear.iterate(samples)["kl_price"] == pytest.approx(0.3)
+
+
 def test_what_is_not_finite_ends_with_a_clear_error(policy: Policy) -> None:
     samples = sampled(policy, 4)
     with pytest.raises(TrainingDiverged, match="not finite"):
@@ -209,6 +252,29 @@ def test_what_is_not_finite_ends_with_a_clear_error(policy: Policy) -> None:
     with pytest.raises(TrainingDiverged, match="learning_rate"):
         Trainer(policy, SETTINGS, seed=3).iterate(samples)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.adapter_parameters(), strict=True))
+
+
+def test_a_policy_that_collapses_ends_with_a_clear_error(policy: Policy) -> None:
+    samples = sampled(policy, 8)
+    alike = [dataclasses.replace(sample, answer_ids=(WANTED,), behaviour_logp=(-9.0,)) for sample in samples]
+    trainer = Trainer(policy, SETTINGS, seed=3)
+    trainer.iterate(alike)  # it came like this: nothing has collapsed
+    before = [parameter.clone() for parameter in policy.adapter_parameters()]
+    with pytest.raises(TrainingDiverged, match="collapsed: 8 of 8 answers are one and the same"):
+        trainer.iterate(alike)
+    policy._head = policy._head * 1000.0  # logits far apart
+    with pytest.raises(TrainingDiverged, match="collapsed: the entropy of a token has fallen from"):
+        trainer.iterate(samples)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.adapter_parameters(), strict=True))
+
+
+def test_what_a_collapse_looks_like() -> None:
+    said = [((prompt,), (prompt, 2)) for prompt in range(20)]
+    assert collapse(said, 1.0, 2.0) == ""
+    assert "from 2 to 0.1 nats" in collapse(said, 0.1, 2.0)
+    assert collapse(said[:3] + [((prompt,), (7,)) for prompt in range(17)], 1.0, 2.0) == ""
+    assert "18 of 20" in collapse(said[:2] + [((prompt,), (7,)) for prompt in range(18)], 1.0, 2.0)
+    assert collapse([((1,), (7,))] * 4, 1.0, 2.0) == "", "too few to tell"
 
 
 def test_samples_that_make_no_sense_are_refused(policy: Policy) -> None:
@@ -238,9 +304,42 @@ def test_an_anchor_holds_what_nobody_rates(policy: Policy, tiny_model: Path) -> 
     assert drift[1] < 0.5 * drift[0]
 
 
-def test_contrast_keeps_the_best_and_the_worst_in_their_order() -> None:
+def test_contrast_keeps_the_best_and_the_worst() -> None:
     samples = [Sample((1,), (2,), (0.0,), "base", reward) for reward in (0.0, 5.0, -1.0, 2.0, 4.0, 1.0)]
-    assert [sample.reward for sample in contrast(samples, 4)] == [0.0, 5.0, -1.0, 4.0]
-    assert [sample.reward for sample in contrast(samples, 3)] == [5.0, -1.0, 4.0]
+    assert [sample.reward for sample in contrast(samples, 4)] == [-1.0, 0.0, 4.0, 5.0]
+    assert [sample.reward for sample in contrast(samples, 3)] == [-1.0, 4.0, 5.0]
     assert contrast(samples, 6) == samples
     assert contrast(samples[:2], 6) == samples[:2]
+
+
+def test_which_of_equally_rewarded_samples_are_kept_does_not_depend_on_their_order() -> None:
+    samples = [Sample((1,), (token,), (0.0,), "base", float(token % 2)) for token in range(2, 14)]
+    assert contrast(samples, 5) == contrast(samples[::-1], 5)
+
+
+def test_groups_are_answers_to_the_same_prompt() -> None:
+    samples = [Sample((prompt,), (token,), (0.0,), "base", 0.0) for token in (4, 5) for prompt in (1, 2)]
+    lonely = Sample((3,), (4,), (0.0,), "base", 0.0)
+    found = groups([*samples, lonely])
+    assert sorted(sorted(sample.answer for sample in group) for group in found) == [
+        [((1,), (4,)), ((1,), (5,))],
+        [((2,), (4,)), ((2,), (5,))],
+    ]
+
+
+def test_contrast_keeps_whole_groups_the_most_telling_first() -> None:
+    rewards = {1: (0.0, 0.1), 2: (0.9, 1.0, -1.0), 3: (0.0, 1.0), 4: (-1.0,)}
+    samples = [
+        Sample((prompt,), (token,), (0.0,), "base", reward)
+        for prompt, group in rewards.items()
+        for token, reward in enumerate(group)
+    ]
+
+    def kept(keep: int) -> list[int]:
+        return [sample.prompt_ids[0] for sample in contrast_groups(samples, keep)]
+
+    assert kept(7) == [2, 2, 2, 3, 3, 1, 1]
+    assert kept(6) == [2, 2, 2, 3, 3]
+    assert kept(4) == [2, 2, 2], "no half groups"
+    assert kept(1) == [2, 2, 2], "one at least"
+    assert contrast_groups(samples[::-1], 5) == contrast_groups(samples, 5)

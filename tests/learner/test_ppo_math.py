@@ -258,3 +258,20 @@ def test_effective_sample_size_by_hand() -> None:
     old_logp = torch.tensor([[math.log(2.0), math.log(1.5)], [0.0, 99.0]])  # weights 3 and 1; padding does not count
     close(ppo_math.effective_sample_size(old_logp, behaviour, mask), (3 + 1) ** 2 / (2 * (9 + 1)))
     close(ppo_math.effective_sample_size(old_logp * 1000, behaviour, mask), 0.5)  # one outweighs all, no overflow
+
+
+def test_group_advantages_by_hand() -> None:
+    """Three answers to one prompt, one to another, two to a third; they need not lie side by side."""
+    score, group = torch.tensor([1.0, 5.0, 4.0, 0.0, 4.0, 2.0]), torch.tensor([7, 3, 7, 0, 7, 0])
+    adv, std = ppo_math.group_advantages(score, group, eps=0.0)
+    root = 2**0.5  # (1, 4, 4): mean 3, variance (4 + 1 + 1) / 3
+    close(std, [root, 0.0, root, 1.0, root, 1.0])
+    others = [0, 2, 3, 4, 5]
+    close(adv[others], [-2 / root, 1 / root, -1.0, 1 / root, 1.0])
+    alone = ppo_math.group_advantages(score, group)[0][1]
+    assert alone == 0, "one answer says nothing of what was to be expected"
+
+
+def test_group_advantages_of_answers_that_scored_alike_are_nothing() -> None:
+    adv, _ = ppo_math.group_advantages(torch.tensor([0.7, 0.7, 0.7, 0.1]), torch.tensor([0, 0, 0, 1]))
+    assert adv.abs().max() < 1e-2

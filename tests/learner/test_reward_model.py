@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from learner.dataset import Answer, Dataset, Label, Pair
-from learner.reward_model import FORM, OUTLOOK_PRIOR, RewardModel, auc, ece, fit
+from learner.reward_model import FORM, OUTLOOK_PRIOR, RewardModel, auc, calibration, ece, fit
 from thumbwheel import config
 
 SETTINGS = config.RewardModel()
@@ -94,6 +94,27 @@ def test_auc_by_hand_with_weights() -> None:
 def test_ece_by_hand() -> None:
     # One bin (fewer than 40 votes): mean probability .5, mean vote .75.
     assert ece(np.array([0.2, 0.8, 0.5, 0.5]), np.array([1.0, 1.0, 1.0, 0.0])) == pytest.approx(0.25)
+
+
+def test_calibration_by_hand() -> None:
+    # 40 votes make two bins of 20: the lower half is predicted at .2 and liked by 5, the upper at .8 and by all.
+    probabilities, values = np.repeat([0.8, 0.2], 20), np.r_[np.ones(20), np.ones(5), np.zeros(15)]
+    assert calibration(probabilities, values) == (
+        (pytest.approx(0.2), pytest.approx(0.25), 20), (pytest.approx(0.8), pytest.approx(1.0), 20),
+    )  # fmt: skip
+    assert ece(probabilities, values) == pytest.approx((0.05 + 0.2) / 2)
+    assert calibration(np.zeros(0), np.zeros(0)) == ()
+
+
+def test_what_the_tokens_say_and_the_form_add_up_to_the_score() -> None:
+    features, liking = truth(200)
+    labels = [Label(i, float(liking[i] > 0), "a") for i in range(200)]
+    model, quality = fit(Dataset(answers(200), labels), features, SETTINGS)
+    assert sum(votes for _, _, votes in quality.bins) == 200
+    tokens, form = features[:6, :-FORM], features[0, -FORM:]
+    of_form = (form - model.mean[-FORM:]) / model.std[-FORM:] @ model.weight[-FORM:]
+    whole = np.r_[tokens.mean(0), form][None]
+    assert model.evidence(tokens).mean() + of_form + model.bias == pytest.approx(model.score(whole)[0])
 
 
 def test_votes_weigh_what_their_raters_weigh() -> None:

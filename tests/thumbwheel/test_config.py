@@ -72,6 +72,7 @@ def test_unknown_keys_are_refused(
         ("learner.ppo.kl_budget=inf", "learner.ppo.kl_budget"),
         ("redis.namespace=a{b}", "redis.namespace"),
         ("log.format=xml", "log.format"),
+        ("learner.algorithm=reinforce", "learner.algorithm"),
         ("server=5", "server"),
     ],
 )

@@ -55,6 +55,14 @@ async def test_a_turn_that_is_not_there(turns: TurnLog) -> None:
         await turns.get("t1")
 
 
+async def test_which_turns_are_still_there(turns: TurnLog, make: Any) -> None:
+    for number in range(0, 250, 2):
+        await make.log(turns, f"t{number}")
+    asked = [f"t{number}" for number in range(250)]
+    assert await turns.kept(asked) == set(asked[::2])
+    assert await turns.kept([]) == set()
+
+
 async def test_a_corrupt_turn(store: Store, turns: TurnLog, make: Any) -> None:
     await make.log(turns, "t1")
     await make.log(turns, "t2")
