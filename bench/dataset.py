@@ -115,8 +115,8 @@ async def collect(url: str, new: int) -> dict[str, float]:
     wheel = Wheel(
         settings=Config().learner, stream=VoteStream(opened), turns=TurnLog(opened, Config().turn_log),
         feedback=FeedbackLog(opened, Config().feedback), registry=nobody, erasure=nobody, brake=nobody, lease=lease,
-        policy=nobody, features=nobody, rollouts=nobody, publisher=nobody, competence=nobody, anchor=nobody,
-        encode=nobody,
+        policy=nobody, features=nobody, rollouts=nobody, publisher=nobody, competence=nobody, safety=nobody,
+        anchor=nobody, encode=nobody,
     )  # fmt: skip
     _forget_peak()
     before, began = _memory("VmRSS"), time.perf_counter()

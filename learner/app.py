@@ -32,6 +32,7 @@ from learner.publish import Publisher
 from learner.report_words import splitter
 from learner.reporter import Reporter
 from learner.rollouts import Rollouts
+from learner.safety import Safety
 from thumbwheel import artifacts
 from thumbwheel.config import Config
 from thumbwheel.credentials import scrapers
@@ -159,6 +160,7 @@ def _build(settings: Config, store: Store, lease: Lease, rollouts: Rollouts) -> 
         rollouts=rollouts,
         publisher=Publisher(registry, settings.artifact_root, artifacts.model_digest(folder)),
         competence=Competence(rollouts, render),
+        safety=Safety(rollouts, render),
         anchor=Anchor(rollouts, render),
         encode=lambda text: [*tokenizer(text, add_special_tokens=False)["input_ids"], *end],
         reporter=Reporter(

@@ -33,7 +33,8 @@ from learner.raters import weigh
 from learner.reporter import Reporter, Story
 from learner.reward_model import RewardModel, fit
 from learner.rollouts import Rollouts
-from learner.trial import Trial
+from learner.safety import Safety
+from learner.trial import Instruments, Trial
 from thumbwheel import config
 from thumbwheel.artifacts import verify_version
 from thumbwheel.erasure import Erasure
@@ -94,6 +95,7 @@ class Wheel:
     rollouts: Rollouts
     publisher: Publisher
     competence: Competence
+    safety: Safety
     anchor: Anchor
     encode: EncodeAnswer
     tick: Callable[[float], None] = lambda ratio: metrics.progress.set(ratio)
@@ -242,11 +244,12 @@ class Wheel:
         measured |= trained
 
         metrics.stage("gate")
-        trial = Trial(batch, data, features, self._held_out, self.settings)
+        instruments = Instruments(self.rollouts, self.competence, self.safety, self.policy, self.encode)
+        trial = Trial(batch, data, features, self._held_out, self.settings, instruments)
         # From the last step back: steps that went too far must not cost the votes that those before them used well.
         for candidate in reversed(stages[-GATE_TRIES:]):
             folder = self.publisher.root / candidate.path
-            evidence = await trial.of(candidate, folder, self.rollouts, self.competence, self.policy, self.tick)
+            evidence = await trial.of(candidate, folder, self.tick)
             self.story.comparisons = trial.comparisons
             verdict = judge(evidence, self.settings.gate)
             metrics.verdicts.labels("passed" if verdict.passed else "refused").inc()

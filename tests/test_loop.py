@@ -27,6 +27,7 @@ from thumbwheel_client.v1 import record_pb2 as pb
 # A random model pleases nobody and knows nothing, so the bars of reward model and gate are on the floor here.
 SETTINGS = (
     "learner.min_votes=48", "learner.reward_model.min_auc=0", "learner.gate.min_win_rate=0",
+    "learner.gate.win_rate_margin=1", "learner.gate.min_length_ratio=0", "learner.gate.max_length_ratio=1000",
     "learner.gate.min_judge_votes=1", "learner.gate.max_kl=1000", "learner.gate.prompts=4",
     "learner.ppo.fresh_iterations=1", "learner.ppo.rollouts=16", "learner.ppo.kl_budget=1000", "learner.poll=0.2",
     "learner.lease=2", "learner.niceness=0", "server.max_update_norm=1000", "server.drain=5",

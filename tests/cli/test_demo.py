@@ -233,10 +233,11 @@ def test_fine_means_nothing_failed_and_nothing_was_cut() -> None:
 
 
 SETTINGS = (
-    "learner.reward_model.min_auc=0", "learner.gate.min_win_rate=0", "learner.gate.min_judge_votes=1",
-    "learner.gate.max_kl=1000", "learner.gate.max_length_ratio=1000", "learner.gate.prompts=4",
-    "learner.ppo.fresh_iterations=1", "learner.ppo.rollouts=16", "learner.ppo.kl_budget=1000", "learner.poll=0.2",
-    "learner.niceness=0", "server.max_update_norm=1000", "server.kv_cache_bytes=67108864",
+    "learner.reward_model.min_auc=0", "learner.gate.min_win_rate=0", "learner.gate.win_rate_margin=1",
+    "learner.gate.min_length_ratio=0", "learner.gate.min_judge_votes=1", "learner.gate.max_kl=1000",
+    "learner.gate.max_length_ratio=1000", "learner.gate.prompts=4", "learner.ppo.fresh_iterations=1",
+    "learner.ppo.rollouts=16", "learner.ppo.kl_budget=1000", "learner.poll=0.2", "learner.niceness=0",
+    "server.max_update_norm=1000", "server.kv_cache_bytes=67108864",
 )  # fmt: skip
 
 

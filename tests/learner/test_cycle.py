@@ -25,6 +25,7 @@ from learner.ppo import Rollout, Trainer
 from learner.publish import Publisher
 from learner.reporter import Reporter
 from learner.rollouts import Sampled
+from learner.safety import Safety
 from thumbwheel import artifacts
 from thumbwheel.config import Config, load
 from thumbwheel.erasure import Erasure
@@ -40,7 +41,8 @@ from thumbwheel.vote_stream import VoteStream
 from thumbwheel_client.v1 import record_pb2 as pb
 
 SETTINGS = (
-    "learner.reward_model.min_auc=0", "learner.gate.min_win_rate=0", "learner.gate.min_judge_votes=1",
+    "learner.reward_model.min_auc=0", "learner.gate.min_win_rate=0", "learner.gate.win_rate_margin=1",
+    "learner.gate.min_length_ratio=0", "learner.gate.max_length_ratio=1000", "learner.gate.min_judge_votes=1",
     "learner.gate.max_kl=1000", "learner.ppo.kl_budget=1000", "learner.ppo.fresh_iterations=1",
     "learner.ppo.rollouts=8", "learner.ppo.epochs=1", "learner.ppo.minibatches=2",
 )  # fmt: skip
@@ -150,8 +152,9 @@ async def make(
             rollouts=rollouts,  # type: ignore[arg-type]
             publisher=Publisher(registry, tmp_path, "digest"),
             competence=Competence(rollouts, lambda text: [5, 6, 7]),  # type: ignore[arg-type]
+            safety=Safety(rollouts, lambda text: [5, 6, 7]),  # type: ignore[arg-type]
             anchor=Anchor(MadeUp(), lambda text: [5, 6, 7]),  # type: ignore[arg-type]
-            encode=lambda text: [9],
+            encode=lambda text: [9, 8, 7],
             reporter=reporter,
         )
         return Bench(wheel, rollouts, store, reporter)
