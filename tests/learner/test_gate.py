@@ -84,7 +84,7 @@ def test_win_rate_by_hand() -> None:
 
 
 def test_a_win_rate_of_few_prompts_proves_nothing() -> None:
-    """Three prompts of four are won, and with 95 % confidence no more than a third of all would be."""
+    """Three prompts of four are won, and that one of six would be is not ruled out with 95 % confidence."""
     won = np.array([[0.9], [0.9], [0.9], [0.1]])
     verdict = judge(replace(GOOD, candidate_scores=won, live_scores=np.full((4, 1), 0.5)), config.Gate())
     assert verdict.metrics["win_rate"] == 0.75
