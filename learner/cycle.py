@@ -224,9 +224,10 @@ class Wheel:
             return Outcome("too_few_votes", (reason,))
         reward_model, quality = await asyncio.to_thread(fit, train, features, self.settings.reward_model)
         self.story.reward_model, self.story.quality = reward_model, quality
-        metrics.reward_model(quality.auc, quality.ece)
+        metrics.reward_model(quality)
         measured = {
             "reward_model_auc": quality.auc,
+            "reward_model_auc_later": quality.auc_later,
             "reward_model_ece": quality.ece,
             "reward_model_agreement": quality.agreement,
             "up_rate": quality.up_rate,
@@ -401,7 +402,7 @@ class Wheel:
         )
         pairs = [(chosen[rollout.prompt].prompt_ids, rollout.token_ids) for rollout in rollouts]
         features = await asyncio.to_thread(self.policy.features, pairs)
-        rewards = 2 * reward_model.probability(features) - 1
+        rewards = 2 * reward_model.cautious(features, self.settings.reward_model.caution) - 1
         return [
             Sample(prompt, rollout.token_ids, rollout.logp, version, float(reward))
             for (prompt, _), rollout, reward in zip(pairs, rollouts, rewards, strict=True)

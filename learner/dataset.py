@@ -15,6 +15,7 @@ from itertools import combinations
 import numpy as np
 
 from thumbwheel.turn_log import Turn
+from thumbwheel.vote_stream import StreamId
 from thumbwheel_client.v1 import record_pb2 as pb
 
 # (text) -> token ids of an answer, the end-of-turn token included
@@ -43,6 +44,8 @@ class Label:
     answer: int
     value: float
     rater: str
+    at: int = 0
+    """When it was cast, milliseconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ class Dataset:
 
         by_id = {response.response_id: response for response in turn.responses.values() if response.token_ids}
         for event_id, event in votes:
-            rater = event.rater
+            rater, at = event.rater, StreamId.parse(event_id).millis
             if event.kind == pb.VOTE_KIND_RANKING:
                 ranks = {item.response_id: item.rank for item in event.ranking.items if item.response_id in by_id}
                 self.pairs += _ranked_pairs(ranks, lambda name: place(by_id[name]), rater)
@@ -131,9 +134,9 @@ class Dataset:
                 continue
             rated = place(by_id[event.response_id])
             if event.kind == pb.VOTE_KIND_THUMB:
-                self.labels.append(Label(rated, float(event.thumb == pb.THUMB_UP), rater))
+                self.labels.append(Label(rated, float(event.thumb == pb.THUMB_UP), rater, at))
             elif event.kind == pb.VOTE_KIND_STARS:
-                self.labels.append(Label(rated, (event.stars - 1) / 4, rater))
+                self.labels.append(Label(rated, (event.stars - 1) / 4, rater, at))
             elif event.kind == pb.VOTE_KIND_EDIT:
                 better = len(self.answers)
                 original = self.answers[rated]

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 from prometheus_client import Counter, Gauge
 
+from learner.reward_model import Quality
 from learner.tripwires import WIRES
 
 STAGES = ("waiting", "frozen", "collecting", "reward_model", "ppo", "gate", "committing")
@@ -30,6 +31,9 @@ distrusted_raters = Gauge(
 )
 _frozen = Gauge("thumbwheel_learner_frozen", "1 for each tripwire that has frozen the learner.", ["wire"])
 _auc = Gauge("thumbwheel_learner_reward_model_auc", "AUC of the reward model on unseen conversations.")
+_auc_later = Gauge(
+    "thumbwheel_learner_reward_model_auc_later", "AUC on the latest votes of a model that was fitted on those before."
+)
 _ece = Gauge("thumbwheel_learner_reward_model_ece", "Expected calibration error on unseen conversations.")
 _ppo = {
     name: Gauge(f"thumbwheel_learner_{metric}", text)
@@ -65,9 +69,11 @@ def frozen(wires: Collection[str]) -> None:
         _frozen.labels(wire).set(wire in wires)
 
 
-def reward_model(auc: float, ece: float) -> None:
-    _auc.set(auc)
-    _ece.set(ece)
+def reward_model(quality: Quality) -> None:
+    """What was measured of the cycle's reward model."""
+    _auc.set(quality.auc)
+    _auc_later.set(quality.auc_later)
+    _ece.set(quality.ece)
 
 
 def ppo(stats: Mapping[str, float]) -> None:

@@ -2,7 +2,12 @@
 
 Unpaired votes (thumbs, stars) by logistic regression, pairs (rankings, edits) by Bradley–Terry (1952), in one convex
 loss with an L2 penalty chosen by cross-validation. Probabilities are calibrated by Platt scaling (1999) on
-out-of-fold scores. Everything that is reported was measured on conversations that the fit had not seen.
+out-of-fold scores. Everything that is reported was measured on conversations that the fit had not seen; one AUC on
+votes that came later, too.
+
+The models of the cross-validation are kept: each has seen all folds but one, so that how far they differ tells how far
+the fit would differ with other conversations (the jackknife over groups). Where they differ the policy is paid less, as
+it would else learn to say what nobody has judged (Coste et al. 2023, arXiv:2310.02743).
 
 Legend: N answers, D features (the last FORM of them the answer's form), x (N, D) standardised features, z (N,) scores
 (logits).
@@ -10,7 +15,7 @@ Legend: N answers, D features (the last FORM of them the answer's form), x (N, D
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +38,8 @@ Chosen on one set of 128 answers, six draws of 10 % flipped thumbs, cross-valida
 brief .81/.93/.92, impersonal .82/.81/.80, unbroken .79/.83/.84."""
 
 
+LATER = 0.2
+LEAST_LATER = 10
 OUTLOOK_PRIOR = 8.0
 """In tokens. On 288 answers, at 2 / 8 / 16 / 24, the outlook and a fit on the states explained of the final reward's
 variance, out of fold: brief .60/.68/.66/.63, impersonal .67/.74/.73/.70, unbroken .57/.64/.64/.62."""
@@ -48,6 +55,8 @@ class RewardModel:
     bias: float
     slope: float = 1.0
     offset: float = 0.0
+    members: tuple[RewardModel, ...] = ()
+    """Fitted without one fold each."""
 
     def score(self, features: Features) -> Floats:
         """(N, D) -> (N,) uncalibrated logits."""
@@ -58,6 +67,21 @@ class RewardModel:
         """(N, D) -> (N,) calibrated probabilities."""
         calibrated: Floats = expit(self.slope * self.score(features) + self.offset)
         return calibrated
+
+    def doubt(self, features: Features) -> Floats:
+        """(N, D) -> (N,) standard errors of the calibrated logits, by the jackknife; 0 where nothing was left out."""
+        members = len(self.members)
+        if members < 2:
+            return np.zeros(len(features))
+        logits = self.slope * np.stack([member.score(features) for member in self.members])  # (K, N)
+        error: Floats = np.sqrt((members - 1) * logits.var(0))
+        return error
+
+    def cautious(self, features: Features, caution: float) -> Floats:
+        """(N, D) -> (N,) probabilities, `caution` standard errors below the likeliest."""
+        logits = self.slope * self.score(features) + self.offset
+        lowered: Floats = expit(logits - caution * self.doubt(features))
+        return lowered
 
     def evidence(self, tokens: Features) -> Floats:
         """(A, D - FORM) features of an answer's tokens -> (A,) what each says; their mean is in the answer's score."""
@@ -79,6 +103,8 @@ class Quality:
     """What the reward model is worth on conversations it was not fitted on."""
 
     auc: float
+    auc_later: float
+    """Of a model of the earlier votes on the later ones, which are on other conversations; NaN if these are too few."""
     ece: float
     agreement: float
     """Share of held-out pairs in the raters' order; NaN without pairs."""
@@ -119,11 +145,30 @@ def fit(data: Dataset, features: Features, settings: config.RewardModel) -> tupl
         raise ValueError("no votes to fit a reward model on")
     targets = _targets(data)
     folds = np.array([fold(answer.conversation, settings.folds) for answer in data.answers])
-    scored = [(_out_of_fold(features, targets, folds, penalty), penalty) for penalty in PENALTIES]
-    held_out, penalty = min(scored, key=lambda pair: _loss(pair[0], targets))
+    tried = [(penalty, *_out_of_fold(features, targets, folds, penalty)) for penalty in PENALTIES]
+    penalty, held_out, members = min(tried, key=lambda one: _loss(one[1], targets))
     slope, offset = _platt(held_out, targets)
-    model = _fit(features, targets, penalty, slope, offset)
-    return model, _quality(held_out, slope, offset, targets)
+    model = replace(_fit(features, targets, penalty), slope=slope, offset=offset, members=members)
+    return model, _quality(held_out, slope, offset, targets, _auc_later(data, features, penalty))
+
+
+def _auc_later(data: Dataset, features: Features, penalty: float) -> float:
+    """AUC on the last LATER of the thumbs and stars, of a head that was fitted on what was said before, elsewhere."""
+    if not data.labels:
+        return float("nan")
+    since = np.quantile([label.at for label in data.labels], 1 - LATER)
+    later = [label for label in data.labels if label.at > since]
+    if len(later) < LEAST_LATER:
+        return float("nan")
+    new = {data.answers[label.answer].conversation for label in later}
+    rest = data.part(lambda answer: answer.conversation not in new)
+    # A pair does not say when; its conversation does.
+    earlier = replace(rest, labels=[label for label in rest.labels if label.at <= since])
+    if not earlier.votes:
+        return float("nan")
+    targets = _targets(replace(data, labels=later, pairs=[]))
+    scores = fit_head(earlier, features, penalty).score(features[targets.rows])
+    return auc(scores, targets.values > 0.5, targets.weights)
 
 
 def fit_head(data: Dataset, features: Features, penalty: float) -> RewardModel:
@@ -151,7 +196,7 @@ def _subset(targets: _Targets, keep: NDArray[np.bool_]) -> _Targets:
     )  # fmt: skip
 
 
-def _fit(features: Features, targets: _Targets, penalty: float, slope: float = 1.0, offset: float = 0.0) -> RewardModel:
+def _fit(features: Features, targets: _Targets, penalty: float) -> RewardModel:
     used = np.unique(np.concatenate([targets.rows, targets.better, targets.worse]))
     mean, std = features[used].mean(0), features[used].std(0) + 1e-6
     std[-FORM:] /= FORM_SCALE
@@ -171,18 +216,21 @@ def _fit(features: Features, targets: _Targets, penalty: float, slope: float = 1
         return float(loss / total + penalty / 2 * weight @ weight), gradient
 
     theta = minimize(objective, np.zeros(features.shape[1] + 1), jac=True, method="L-BFGS-B").x
-    return RewardModel(mean, std, theta[:-1], float(theta[-1]), slope, offset)
+    return RewardModel(mean, std, theta[:-1], float(theta[-1]))
 
 
-def _out_of_fold(features: Features, targets: _Targets, folds: NDArray[np.int64], penalty: float) -> Floats:
-    """(N,) scores, each by a model that saw no answer of that conversation's fold."""
-    scores = np.zeros(len(features))
+def _out_of_fold(
+    features: Features, targets: _Targets, folds: NDArray[np.int64], penalty: float
+) -> tuple[Floats, tuple[RewardModel, ...]]:
+    """(N,) scores, each by a model that saw no answer of that conversation's fold; and these models."""
+    scores, members = np.zeros(len(features)), []
     for number in np.unique(folds):
         inside = folds == number
         rest = _subset(targets, ~inside)
         if len(rest.rows) + len(rest.better):
-            scores[inside] = _fit(features, rest, penalty).score(features[inside])
-    return scores
+            members.append(_fit(features, rest, penalty))
+            scores[inside] = members[-1].score(features[inside])
+    return scores, tuple(members)
 
 
 def _loss(scores: Floats, targets: _Targets) -> float:
@@ -212,12 +260,13 @@ def _platt(scores: Floats, targets: _Targets) -> tuple[float, float]:
     return float(slope), float(offset)
 
 
-def _quality(scores: Floats, slope: float, offset: float, targets: _Targets) -> Quality:
+def _quality(scores: Floats, slope: float, offset: float, targets: _Targets, auc_later: float) -> Quality:
     z = scores[targets.rows]
     pairs = scores[targets.better] - scores[targets.worse]
     probabilities = expit(slope * z + offset)
     return Quality(
         auc=auc(z, targets.values > 0.5, targets.weights),
+        auc_later=auc_later,
         ece=ece(probabilities, targets.values),
         agreement=_mean(pairs > 0, targets.pair_weights),
         up_rate=_mean(targets.values, targets.weights),

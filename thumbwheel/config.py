@@ -161,6 +161,8 @@ class RewardModel(Section):
     """Latest votes it is fitted on."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Folds, by conversation, in which it is measured and calibrated."""
+    caution: Annotated[float, Field(ge=0)] = 0.5
+    """Standard errors of a fresh answer's score by which its reward is lowered: what nobody has judged pays less."""
 
 
 class Raters(Section):

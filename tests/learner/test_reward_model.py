@@ -149,3 +149,57 @@ def test_the_outlook_comes_to_the_score_in_a_long_answer() -> None:
         assert outlook[0] == pytest.approx(start)
         assert outlook[-1] == pytest.approx(model.probability(row), abs=0.01)
         assert (np.diff(outlook) * (outlook[-1] - start) >= 0).all()
+
+
+def test_the_doubt_is_the_standard_error_of_the_fit() -> None:
+    """Of many fits to other votes of the same kind the scores differ by what one fit says of itself."""
+    fits, doubts = [], []
+    shown = truth(40, size=6, seed=99)[0]
+    for seed in range(40):
+        features, liking = truth(300, size=6, seed=seed)
+        dice = np.random.default_rng(seed)
+        labels = [Label(i, float(dice.random() < expit(liking[i])), "a") for i in range(300)]
+        model, _ = fit(Dataset(answers(300), labels), features, SETTINGS)
+        plain = RewardModel(model.mean, model.std, model.weight, model.bias, members=model.members)
+        fits.append(plain.score(shown))
+        doubts.append(plain.doubt(shown))
+    ratio = np.mean(doubts) / np.std(fits, axis=0).mean()
+    assert 0.6 < ratio < 1.6  # penalties differ from fit to fit, which no single one knows
+
+
+def test_doubt_grows_with_the_distance_from_what_was_judged() -> None:
+    features, liking = truth(200)
+    labels = [Label(i, float(liking[i] > 0), "a") for i in range(200)]
+    model, _ = fit(Dataset(answers(200), labels), features, SETTINGS)
+    assert len(model.members) == SETTINGS.folds
+    known, strange = model.doubt(features).mean(), model.doubt(3.0 + 5 * (features - 3.0)).mean()
+    assert strange > 3 * known > 0
+
+
+def test_caution_lowers_what_is_doubtful() -> None:
+    features, liking = truth(200)
+    labels = [Label(i, float(liking[i] > 0), "a") for i in range(200)]
+    model, _ = fit(Dataset(answers(200), labels), features, SETTINGS)
+    np.testing.assert_allclose(model.cautious(features, 0.0), model.probability(features))
+    assert (model.cautious(features, 1.0) < model.probability(features)).all()
+    alone = RewardModel(model.mean, model.std, model.weight, model.bias, model.slope, model.offset)
+    np.testing.assert_allclose(alone.cautious(features, 1.0), model.probability(features))
+
+
+def test_what_people_say_later_is_foreseen_or_not() -> None:
+    features, liking = truth(400)
+    same = [Label(i, float(liking[i] > 0), "a", at=i) for i in range(400)]
+    _, quality = fit(Dataset(answers(400), same), features, SETTINGS)
+    assert quality.auc_later > 0.9
+    turned = [Label(i, float((liking[i] > 0) ^ (i >= 320)), "a", at=i) for i in range(400)]
+    _, quality = fit(Dataset(answers(400), turned), features, SETTINGS)
+    assert quality.auc > 0.6
+    assert quality.auc_later < 0.2, "the folds mix the times and hide it"
+
+
+def test_later_votes_on_the_same_conversations_foresee_nothing() -> None:
+    features, liking = truth(100)
+    one = [Answer(f"r{i}", "the same", (1,), (2,), (-1.0,), "base", 48, True) for i in range(100)]
+    labels = [Label(i, float(liking[i] > 0), "a", at=i) for i in range(100)]
+    assert np.isnan(fit(Dataset(one, labels), features, SETTINGS)[1].auc_later)
+    assert np.isnan(fit(Dataset(answers(100), labels[:20]), features, SETTINGS)[1].auc_later)
