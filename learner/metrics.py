@@ -17,6 +17,9 @@ failures = Counter("thumbwheel_learner_failures", "Cycles that broke off and wil
 last_success = Gauge("thumbwheel_learner_last_success_timestamp_seconds", "When a cycle was last committed.")
 cycle_seconds = Gauge("thumbwheel_learner_cycle_seconds", "Duration of the last committed cycle.")
 verdicts = Counter("thumbwheel_learner_gate_verdicts", "Candidates by verdict.", ["verdict"])
+canary_decisions = Counter(
+    "thumbwheel_learner_canary_decisions", "Trials and watches that the learner ended, by decision.", ["decision"]
+)
 dead_letters = Gauge("thumbwheel_learner_dead_votes", "Votes and manifests set aside because they cannot be read.")
 
 _auc = Gauge("thumbwheel_learner_reward_model_auc", "AUC of the reward model on unseen conversations.")
