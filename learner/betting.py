@@ -1,6 +1,6 @@
 """An anytime-valid test by betting: is the new version liked less than the old one?
 
-Against the hypothesis that it is liked at least as well one holds a stake of 1 and bets on the votes at fair odds. Where
+Against the hypothesis that it is liked at least as well one holds a stake of 1 and bets on the votes at fair odds. If
 the hypothesis is true, the expected stake never grows, and the chance that it *ever* reaches 1/alpha is at most alpha
 (Ville's inequality), however often one looks. So a judge may look after every vote, and decide when it likes.
 

@@ -4,8 +4,8 @@
     after a direct     live beside the version before it,    ──► stays, or rolled back
     release:           whose votes lie in the past
 
-Of each rater the first vote on either version counts, as it was cast. They are read from the vote stream in its order, so
-a learner that is killed comes to the same judgement again.
+Of each rater the first vote on either version counts, as it was cast. They are read from the vote stream in its order,
+so a learner that is killed comes to the same judgement again. Beside the votes, guard-rails watch the answers of a trial.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC
 
-from learner import metrics
+import numpy as np
+from numpy.typing import NDArray
+
+from learner import metrics, rails
 from learner.betting import DropTest
 from thumbwheel import config
 from thumbwheel.errors import Conflict, CorruptRecord, NotReady
@@ -35,6 +38,9 @@ ALPHA = 0.04
 VOTES_PER_READ = 500
 TURNS_BEFORE = 2000
 """Latest turns of the version before that are looked through for its votes, after a direct release."""
+ANSWERS_LOOKED_AT = 5000
+"""Latest answers of either version that the guard-rails see."""
+RAILS_SECONDS = 60.0
 GOOD_STARS = 4
 _LINEAGE = 10
 
@@ -54,6 +60,9 @@ class _Match:
     """(rater, version) whose first vote has been counted."""
     ratings: int = 0
     """Raters on the new version."""
+    looks: list[int] = field(default_factory=lambda: list(rails.LOOKS))
+    """People an arm at whom the guard-rails have not looked yet."""
+    next_rails: float = 0.0
     over: bool = False
 
     def count(self, rater: str, version: str) -> bool:
@@ -92,6 +101,9 @@ class Judge:
                     return False
             match.last = events[-1][0]
             await self._show(match)
+        if match.trial and (alarms := await self._alarms(match)):
+            await self._decide(match, "rolled_back", f"guard-rails: {', '.join(alarms)}")
+            return False
         hours = (time.time() * 1000 - match.began.millis) / 3_600_000
         if match.ratings >= self._settings.ratings or hours >= self._settings.max_hours:
             await self._decide(match, "promoted" if match.trial else "kept")
@@ -161,12 +173,35 @@ class Judge:
         with contextlib.suppress(CorruptRecord):  # it is a figure for people, and no more
             await self._registry.add_metrics(match.new, {"trial_raters": match.ratings, "trial_doubt": doubt})
 
-    async def _decide(self, match: _Match, decision: str) -> None:
+    async def _alarms(self, match: _Match) -> list[str]:
+        """What the guard-rails say, if it is time for a look."""
+        if not match.looks or time.monotonic() < match.next_rails:
+            return []
+        match.next_rails = time.monotonic() + RAILS_SECONDS
+        new, old = await self._people(match, match.new), await self._people(match, match.old)
+        due = [look for look in match.looks if look <= min(len(new), len(old))]
+        match.looks = match.looks[len(due) :]
+        return rails.alarms(new, old) if due else []
+
+    async def _people(self, match: _Match, version: str) -> NDArray[np.float64]:
+        """(people, rails): of everybody the first answer by `version` since the trial began, as far as it is kept."""
+        found: dict[str, tuple[float, ...]] = {}
+        async for turn in self._turns.recent(ANSWERS_LOOKED_AT, version):
+            if turn.record.created_at.ToMilliseconds() < match.began.millis:
+                break
+            answer = turn.responses.get(0)
+            if answer is not None and not turn.record.pinned and [span.version for span in answer.spans] == [version]:
+                found[turn.record.owner] = rails.figures(turn.record, answer)  # newest first: the oldest stays
+        return np.array(list(found.values()), np.float64).reshape(len(found), len(rails.RAILS))
+
+    async def _decide(self, match: _Match, decision: str, why: str = "") -> None:
         control = "at the same time" if match.trial else "before its release"
         reason = (
             f"{decision.replace('_', ' ')} after {match.ratings} raters: against {match.old} {control}, the evidence"
             f" that it is liked less is {match.test.log_peak:.2f} of {-math.log(ALPHA):.2f} nats"
         )
+        if why:
+            reason = f"{why}; {reason}"
         try:
             if match.trial:
                 await self._registry.end_trial(match.new, reason, promote=decision == "promoted")

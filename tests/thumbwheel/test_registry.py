@@ -630,10 +630,16 @@ async def test_an_operator_may_promote_the_canary(on_trial: Registry) -> None:
     assert await on_trial.canary() is None
 
 
-async def test_a_rollback_of_the_live_version_ends_the_trial_of_its_child(on_trial: Registry) -> None:
-    await on_trial.end_trial("v1", "good", promote=True)
-    live, gone = await on_trial.roll_back("the server refused it", expected_live="v1")
-    assert (live.name, gone) == ("base", "v1")
+async def test_a_rollback_that_means_the_live_version_ends_the_trial_too(
+    registry: Registry, lease: Lease, batch: pb.BatchManifest
+) -> None:
+    await register(registry, "v1", "v2")
+    await registry.promote("v2", "by hand")
+    batch.parent = "v2"
+    await registry.commit_cycle(lease, cycle(batch, "v1", outcome="on_trial"), "v1", trial=True)
+    live, gone = await registry.roll_back("a server refused it", expected_live="v2")
+    assert (live.name, gone, await registry.canary()) == ("base", "v2", None)
+    assert (await registry.get("v1")).state == RETIRED
 
 
 async def test_one_trial_at_a_time(
