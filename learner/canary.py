@@ -5,7 +5,7 @@
     release:           whose votes lie in the past
 
 Of each rater the first vote on either version counts, as it was cast. They are read from the vote stream in its order,
-so a learner that is killed comes to the same judgement again. Beside the votes, guard-rails watch the answers of a trial.
+so a learner that is killed comes to the same judgement again. Beside them, guard-rails watch the answers of a trial.
 """
 
 from __future__ import annotations
@@ -186,12 +186,14 @@ class Judge:
     async def _people(self, match: _Match, version: str) -> NDArray[np.float64]:
         """(people, rails): of everybody the first answer by `version` since the trial began, as far as it is kept."""
         found: dict[str, tuple[float, ...]] = {}
-        async for turn in self._turns.recent(ANSWERS_LOOKED_AT, version):
-            if turn.record.created_at.ToMilliseconds() < match.began.millis:
-                break
-            answer = turn.responses.get(0)
-            if answer is not None and not turn.record.pinned and [span.version for span in answer.spans] == [version]:
-                found[turn.record.owner] = rails.figures(turn.record, answer)  # newest first: the oldest stays
+        async with contextlib.aclosing(self._turns.recent(ANSWERS_LOOKED_AT, version)) as turns:
+            async for turn in turns:
+                if turn.record.created_at.ToMilliseconds() < match.began.millis:
+                    break
+                answer = turn.responses.get(0)
+                made_by = [] if answer is None or turn.record.pinned else [span.version for span in answer.spans]
+                if answer is not None and made_by == [version]:
+                    found[turn.record.owner] = rails.figures(turn.record, answer)  # newest first: the oldest stays
         return np.array(list(found.values()), np.float64).reshape(len(found), len(rails.RAILS))
 
     async def _decide(self, match: _Match, decision: str, why: str = "") -> None:

@@ -1,7 +1,7 @@
 """Guard-rails of a trial: what no vote has to say. Pure: one row of figures per person in, alarms out.
 
-Looked at once at each of `LOOKS` people an arm, two-sided at `Z` standard errors: 3 looks at 4 rails have false alarms in
-0.6 % of trials together (4 * 3 * 2 * (1 - Phi(3.5))). And a difference that is no chance must be large too.
+Looked at once at each of `LOOKS` people an arm, two-sided at `Z` standard errors: 3 looks at 4 rails have false alarms
+in 0.6 % of trials together (4 * 3 * 2 * (1 - Phi(3.5))). And a difference that is no chance must be large too.
 """
 
 from __future__ import annotations
