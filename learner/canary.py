@@ -121,11 +121,11 @@ class Judge:
         # What an operator made live is the operator's to watch.
         for cycle in await self._registry.lineage(_LINEAGE):
             if (cycle.version, cycle.outcome) == (new.name, outcome):
-                self._match = await self._begin(cycle, live, trial=canary is not None)
+                self._match = await self._begin(cycle, trial=canary is not None)
                 break
         return self._match
 
-    async def _begin(self, cycle: pb.CycleRecord, live: pb.VersionRecord, *, trial: bool) -> _Match:
+    async def _begin(self, cycle: pb.CycleRecord, *, trial: bool) -> _Match:
         began = StreamId(cycle.finished_at.ToMilliseconds(), 0)
         match = _Match(cycle.version, cycle.batch.parent, began, trial, DropTest(), began)
         if not trial:
