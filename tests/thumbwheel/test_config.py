@@ -126,5 +126,5 @@ def test_a_rank_that_no_server_would_load_is_refused() -> None:
 
 
 def test_a_canary_needs_an_engine_that_holds_two_versions(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match="release.mode"):
+    with pytest.raises(SetupError, match=r"release\.mode"):
         loaded(tmp_path, "", ["release.mode=canary", "server.weights=merged"])
