@@ -26,6 +26,7 @@ COLUMNS = (
 """Figures of a version: heading, key of its metrics, format."""
 
 STATE_STYLES = {
+    pb.VERSION_STATE_CANARY: "bold yellow",
     pb.VERSION_STATE_LIVE: "bold green",
     pb.VERSION_STATE_REJECTED: "red",
     pb.VERSION_STATE_ROLLED_BACK: "yellow",
@@ -50,6 +51,8 @@ def versions(
         console.print(table(records, pages[0].live))
         # Beneath the table and not in it: on a narrow terminal a column of sentences is a column of syllables.
         for record in records:
+            if "trial_raters" in record.metrics:
+                console.print(f"[dim]{escape(record.name)}:[/] {trial(record)}", highlight=False)
             if record.reasons:
                 console.print(f"[dim]{escape(record.name)}:[/] {escape('; '.join(record.reasons))}", highlight=False)
 
@@ -122,6 +125,12 @@ def table(records: list[pb.VersionRecord], live: str) -> Table:
             _local_time(record) if record.HasField("created_at") else "",
         )
     return view
+
+
+def trial(record: pb.VersionRecord) -> str:
+    """What people's votes have said of a version since it came."""
+    raters, doubt = record.metrics["trial_raters"], record.metrics["trial_doubt"]
+    return f"{raters:.0f} raters since it came, {doubt:.0%} of the evidence that takes it back"
 
 
 def state_name(state: pb.VersionState.ValueType) -> str:

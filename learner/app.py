@@ -24,6 +24,7 @@ from transformers import AutoTokenizer
 
 from learner import metrics
 from learner.anchor import Anchor
+from learner.canary import Judge
 from learner.competence import Competence
 from learner.cycle import Wheel
 from learner.features import FeatureCache
@@ -80,6 +81,10 @@ async def run_once(settings: Config) -> pb.CycleRecord:
         if waiting < wheel.settings.min_votes:
             raise SetupError(
                 f"{waiting} new votes, learner.min_votes is {wheel.settings.min_votes}: rate more answers first"
+            )
+        if (canary := await wheel.registry.canary()) is not None:
+            raise SetupError(
+                f"{canary.name} is on trial: promote it or roll it back first, or let the learner judge it"
             )
         if not await wheel.lease.acquire():
             raise SetupError("another learner leads: stop it first, or let it learn")
@@ -148,6 +153,7 @@ def _build(settings: Config, store: Store, lease: Lease, rollouts: Rollouts) -> 
 
     return Wheel(
         settings=settings.learner,
+        release=settings.release,
         stream=VoteStream(store),
         turns=turns,
         feedback=FeedbackLog(store, settings.feedback),
@@ -184,6 +190,7 @@ async def _forever(wheel: Wheel) -> NoReturn:
 
 async def _lead(wheel: Wheel) -> NoReturn:
     metrics.leader.set(1)
+    judge = Judge(wheel.registry, wheel.stream, wheel.turns, wheel.feedback, wheel.release)
     failures = 0
     while True:
         waiting = await wheel.stream.waiting()
@@ -195,7 +202,8 @@ async def _lead(wheel: Wheel) -> NoReturn:
             await asyncio.sleep(wheel.settings.poll)
             continue
         metrics.stage("waiting")
-        if waiting < wheel.settings.min_votes:
+        # While a canary is on trial the votes wait: the next version starts from the one that stays.
+        if await judge.look() or waiting < wheel.settings.min_votes:
             await asyncio.sleep(wheel.settings.poll)
             continue
         try:

@@ -75,7 +75,7 @@ class Outcome:
 
     @property
     def release(self) -> str | None:
-        return self.version.name if self.version and self.name == "released" else None
+        return self.version.name if self.version and self.name in ("released", "on_trial") else None
 
 
 @dataclass(slots=True)
@@ -98,6 +98,7 @@ class Wheel:
     safety: Safety
     anchor: Anchor
     encode: EncodeAnswer
+    release: config.Release = field(default_factory=config.Release)
     tick: Callable[[float], None] = lambda ratio: metrics.progress.set(ratio)
     reporter: Reporter | None = None
     """Writes a page about each cycle."""
@@ -120,6 +121,8 @@ class Wheel:
         await self._check_parent(batch.parent)
         seen = await self._watch_wires(batch)
         outcome = await self._learn(batch)
+        if outcome.name == "released" and self.release.mode == "canary":
+            outcome.name = "on_trial"
         metrics.stage("committing")
         record = pb.CycleRecord(
             batch=batch,
@@ -148,7 +151,8 @@ class Wheel:
 
     async def _commit(self, record: pb.CycleRecord, outcome: Outcome) -> None:
         try:
-            await self.registry.commit_cycle(self.lease, record, outcome.release)
+            trial = outcome.name == "on_trial"
+            await self.registry.commit_cycle(self.lease, record, outcome.release, trial=trial)
         except Conflict as error:
             # Somebody promoted or rolled back while this cycle ran; what they chose stands.
             record.outcome = "superseded"

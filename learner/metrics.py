@@ -21,6 +21,9 @@ last_success = Gauge("thumbwheel_learner_last_success_timestamp_seconds", "When 
 cycle_seconds = Gauge("thumbwheel_learner_cycle_seconds", "Duration of the last committed cycle.")
 report_failures = Counter("thumbwheel_learner_report_failures", "Cycles' pages that could not be written or mended.")
 verdicts = Counter("thumbwheel_learner_gate_verdicts", "Candidates by verdict.", ["verdict"])
+canary_decisions = Counter(
+    "thumbwheel_learner_canary_decisions", "Trials and watches that the learner ended, by decision.", ["decision"]
+)
 dead_letters = Gauge("thumbwheel_learner_dead_votes", "Votes and manifests set aside because they cannot be read.")
 
 quarantined_edits = Gauge(

@@ -118,7 +118,8 @@ class Turns:
             # The version is read after the wait, so a call that queued across a swap is answered by the new one.
             async with AsyncExitStack() as held:
                 try:
-                    weights = await held.enter_async_context(self._versions.use(question.version, reach))
+                    name = question.version or self._versions.choose(_conversation(question, caller))
+                    weights = await held.enter_async_context(self._versions.use(name, reach))
                 except InvalidInput as error:
                     raise InvalidInput("input.version", error.message) from error
                 answers = [Answer(turn.turn_id, index, weights.name) for index in range(question.n)]
@@ -200,7 +201,14 @@ def _turn_record(question: Question, owner: str) -> record_pb2.TurnRecord:
         messages=question.messages,
         prompt_token_ids=question.prompt_token_ids,
         sampling=sampling_message(question.sampling),
+        pinned=question.version is not None,
     )
+
+
+def _conversation(question: Question, caller: Caller) -> bytes:
+    """What stays the same from one message of a conversation to the next: who speaks, and how it began."""
+    opening = next((m.content for m in question.messages if m.role == record_pb2.ROLE_USER), "")
+    return "\0".join((caller.tenant, caller.rater, opening)).encode()
 
 
 def _receipt(turn_id: str, answer: Answer, version: str) -> Event:

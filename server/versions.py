@@ -4,13 +4,16 @@
                                      │ refused                             new requests: v8
                                      └─► roll the registry back            running ones: v7, to their end
 
-A version that somebody uses, the live one, the one before it (for an instant rollback) and the one that shall become
-live keep their places in the engine; of the others the one longest unused makes way for the next.
+A canary is loaded beside the live one and answers a share of conversations, each of them to its end.
+
+A version that somebody uses, the live one, the one before it (for an instant rollback), the canary, and the one that
+shall become live keep their places in the engine; of the others the one longest unused makes way for the next.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -37,6 +40,7 @@ from thumbwheel.errors import (
 )
 from thumbwheel.registry import BASE, Registry
 from thumbwheel_client.v1.record_pb2 import (
+    VERSION_STATE_CANARY,
     VERSION_STATE_CANDIDATE,
     VERSION_STATE_REJECTED,
     VERSION_STATE_TRAINING,
@@ -79,6 +83,7 @@ class Versions:
         self._engine = engine
         self._registry = registry
         self._limits = config.server
+        self._share = config.release.share
         self._root = config.artifact_root
         self._model = Path(config.model.path)
         self._base: BaseShape | None = None
@@ -86,12 +91,31 @@ class Versions:
         self._live = BASE
         self._previous = BASE
         self._target = BASE
+        self._trial = ""
+        """The version that shall be canary here; "" if none."""
+        self._canary = ""
+        """The same once it is loaded."""
         self._moved = asyncio.Condition()
 
     @property
     def live(self) -> str:
         """Name of the version that answers on this server."""
         return self._live
+
+    @property
+    def canary(self) -> str:
+        """Name of the version that answers a share of conversations on this server; "" if none does."""
+        return self._canary
+
+    def choose(self, conversation: bytes) -> str | None:
+        """The version for a conversation: the canary for the same share of them on every server; else None, the live.
+
+        Each trial draws anew, or the same people would be the first to meet every new version.
+        """
+        if not self._canary:
+            return None
+        draw = hashlib.sha256(self._canary.encode() + b"\0" + conversation).digest()
+        return self._canary if int.from_bytes(draw[:8], "big") < self._share * 2**64 else None
 
     async def start(self) -> None:
         """Makes the registry's live version answer, or the one before it if this one is refused.
@@ -117,10 +141,14 @@ class Versions:
         async with aclosing(self._registry.changes()) as changes:
             news = asyncio.ensure_future(anext(changes))
             move: asyncio.Task[bool] | None = None
+            trial: asyncio.Task[None] | None = None
             try:
                 while True:
-                    waiting: list[asyncio.Future[Any]] = [news] if move is None else [news, move]
+                    waiting: list[asyncio.Future[Any]] = [task for task in (news, move, trial) if task is not None]
                     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    if trial is not None and trial.done():
+                        trial.result()
+                        trial = None
                     if move is not None and move.done():
                         move.result()
                         move = None
@@ -128,6 +156,9 @@ class Versions:
                         record, live = news.result()
                         news = asyncio.ensure_future(anext(changes))
                         self._note(record)
+                        if self._next_trial(record, live):
+                            await _cancel(trial)
+                            trial = asyncio.create_task(self._try_canary(self._trial)) if self._trial else None
                         if live != self._target:
                             # A newer target does not wait for an older one: rolling back must not last as long as
                             # the load that it makes needless.
@@ -136,6 +167,7 @@ class Versions:
                             move = asyncio.create_task(self._move())
             finally:
                 await _cancel(move)
+                await _cancel(trial)
                 await _cancel(news)
 
     async def wait_live(self, name: str, timeout: float) -> None:
@@ -206,6 +238,38 @@ class Versions:
                 return False
             except (StoreUnavailable, Overloaded) as error:
                 log.warning("swap_waits", extra={"version": name, "error": str(error)})
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _next_trial(self, record: VersionRecord, live: str) -> bool:
+        """Whether the trial that this server takes part in changes with this news."""
+        before = self._trial
+        if record.state == VERSION_STATE_CANARY and not self._engine.one_version:
+            self._trial = record.name
+        elif record.name in (self._trial, live):
+            self._trial = ""  # after the live version comes the canary, if there still is one
+        if self._trial != before:
+            self._canary = ""
+        return self._trial != before
+
+    async def _try_canary(self, name: str) -> None:
+        """Loads the canary beside the live version, and lets it answer; or, where it is refused, ends its trial."""
+        while True:
+            try:
+                async with self.hold(name, Reach.OPERATORS):
+                    self._canary = name
+                    log.info("canary_answers", extra={"version": name, "share": self._share})
+                return
+            except (AdapterRefused, CorruptRecord, InvalidInput, NotFound) as error:
+                log.error("canary_refused", extra={"version": name, "reason": str(error)})
+                try:
+                    await self._registry.end_trial(name, f"a server refused it: {error}", promote=False)
+                    return
+                except Conflict:
+                    return  # somebody else did
+                except StoreUnavailable:
+                    await asyncio.sleep(RETRY_SECONDS)
+            except (StoreUnavailable, Overloaded) as error:
+                log.warning("canary_waits", extra={"version": name, "error": str(error)})
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _point(self, weights: Weights) -> None:
@@ -283,7 +347,7 @@ class Versions:
             Overloaded: all others are in use.
         """
         while len(self._places) - 1 > self._limits.max_adapters:  # the base needs no place
-            kept = {BASE, self._live, self._previous, self._target}
+            kept = {BASE, self._live, self._previous, self._target, self._trial}
             idle = [
                 place
                 for name, place in self._places.items()

@@ -30,7 +30,8 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.res
 
 
 def _run(name: str, arguments: list[str], log: Path, before: Callable[[], None] | None) -> None:
-    """`python -m name arguments`, where it is forked."""
+    """`python -m name arguments`, where it is forked; a session of its own, among whose processes niceness counts."""
+    os.setsid()
     with log.open("ab") as written:
         os.dup2(written.fileno(), 1)
         os.dup2(written.fileno(), 2)

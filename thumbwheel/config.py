@@ -327,6 +327,17 @@ class Learner(Section):
     """A page for people about each cycle."""
 
 
+class Release(Section):
+    mode: Literal["direct", "canary"] = "direct"
+    """What a candidate that passed the gate does: go live at once, or answer a share of conversations first."""
+    share: Annotated[float, Field(gt=0, le=0.5)] = 0.2
+    """Share of conversations that a canary answers."""
+    ratings: Positive = 300
+    """Raters on the new version after whom it stays, unless it was taken back before."""
+    max_hours: Annotated[float, Field(gt=0)] = 72.0
+    """A trial ends after this long, however few rated; a version that was not found worse goes live."""
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is written."""
@@ -357,6 +368,8 @@ class Config(Section):
     """Votes."""
     learner: Learner = Learner()
     """The learning half."""
+    release: Release = Release()
+    """How a new version comes to the people."""
     log: Log = Log()
     """Logs."""
 
@@ -412,6 +425,8 @@ def load(
     rank, served = settings.learner.lora.rank, settings.server.max_lora_rank
     if rank > served:  # else a whole cycle would train what no server loads
         raise SetupError(f"learner.lora.rank = {rank} is above server.max_lora_rank = {served}: raise that one too")
+    if settings.release.mode == "canary" and settings.server.weights == "merged":
+        raise SetupError('release.mode = "canary" needs two versions at once, and server.weights = "merged" holds one')
     _check_together(settings.security, "tls_certificate", "tls_key")
     _check_together(settings.security, "jwt_keys", "jwt_issuer", "jwt_audience")
     _check_together(settings.client, "certificate", "private_key")

@@ -24,7 +24,8 @@ run on a cluster.
     ...:versions              hash    name -> sealed VersionRecord
     ...:version_order         zset    names by adapter id
     ...:adapter_ids           string  the newest adapter id
-    ...:live                  string  names of the live version and of those that were live before it, newest first
+    ...:live                  string  names of the live version and of those that were live before it, newest first;
+                                      then "?" and the name of the one on trial, if one is
     ...:changes               stream  v: sealed VersionRecord; l: name of the live version
     ...:erased                hash    rater -> when (ms) the person was erased; what is older is not kept
     ...:erasures              string  how many there were

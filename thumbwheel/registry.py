@@ -2,7 +2,10 @@
 
     candidate ──promote──► live ──a newer one is promoted──► retired
         │                   └────roll_back────► rolled back
+        ├──on trial──► canary ──end_trial──► live or rolled back
         └──gate or server──► rejected
+
+At most one version is on trial, beside the live one that it was trained from; if that one changes, the trial ends.
 
 Records and the live pointer change together: read, decide here, and write in one script that refuses if anything it was
 decided on has changed since. A write that has already happened is a success, so a repeated call does no harm.
@@ -36,18 +39,30 @@ _CHANGES_KEPT: Final = 1000
 _ATTEMPTS: Final = 20
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TAKEN_BACK: Final = (record_pb2.VERSION_STATE_REJECTED, record_pb2.VERSION_STATE_ROLLED_BACK)
+_ON_TRIAL: Final = "?"
+"""Before the name of the canary, at the end of the pointer; no name begins so."""
 _NEVER_LIVE: Final = (record_pb2.VERSION_STATE_REJECTED, record_pb2.VERSION_STATE_TRAINING)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pointer:
-    """Names of the live version and of those live before it, newest first; `raw` is how it is stored."""
+    """Names of the live version and of those live before it, newest first, and of the one on trial ("" if none); `raw`
+    is how they are stored: one value, so that they cannot be read or changed apart."""
 
     names: tuple[str, ...]
+    canary: str = ""
 
     @property
     def raw(self) -> str:
-        return "" if self.names == (BASE,) else " ".join(self.names)
+        trial = (_ON_TRIAL + self.canary,) if self.canary else ()
+        return "" if self.names == (BASE,) and not trial else " ".join((*self.names, *trial))
+
+    @classmethod
+    def parse(cls, raw: bytes | None) -> _Pointer:
+        names = raw.decode().split() if raw else [BASE]
+        if names[-1].startswith(_ON_TRIAL):
+            return cls(tuple(names[:-1]), names[-1].removeprefix(_ON_TRIAL))
+        return cls(tuple(names))
 
     @property
     def live(self) -> str:
@@ -119,6 +134,32 @@ class Registry:
         """The version that serves everybody; no more than its name, if its record fails its checksum."""
         return (await self._read((await self._pointer()).live, salvage=True)).new
 
+    async def canary(self) -> VersionRecord | None:
+        """The version on trial; no more than its name, if its record fails its checksum."""
+        name = (await self._pointer()).canary
+        return (await self._read(name, salvage=True)).new if name else None
+
+    async def end_trial(self, name: str, reason: str, *, promote: bool) -> tuple[VersionRecord, str]:
+        """Makes the canary `name` live, or takes it back; returns the live version and the name of who made way.
+
+        Raises:
+            Conflict: `name` is not on trial, or is no more.
+        """
+        for _ in range(_ATTEMPTS):
+            pointer = await self._pointer()
+            if pointer.canary != name:
+                raise Conflict(f"{name} is not on trial")
+            if promote:
+                after, changes = await self._release(pointer, await self._read(name), [reason])
+                gone = pointer.live
+            else:
+                after = _Pointer(pointer.names)
+                leaving = await self._read(name, salvage=True)
+                changes, gone = [_moved(leaving, record_pb2.VERSION_STATE_ROLLED_BACK, [reason])], name
+            if await self._write(pointer, after, changes):
+                return (await self._read(after.live, salvage=True)).new, gone
+        raise StoreUnavailable("the registry changes too fast; try again")
+
     async def set_state(
         self,
         name: str,
@@ -137,9 +178,24 @@ class Registry:
             pointer = await self._pointer()
             if state == record_pb2.VERSION_STATE_LIVE or pointer.live == name:
                 raise InvalidInput("state", f"{name} goes live or ceases to be live only by promotion and rollback")
+            if state == record_pb2.VERSION_STATE_CANARY or pointer.canary == name:
+                raise InvalidInput("state", f"{name} goes on trial only by a cycle, and ends it only by `end_trial`")
             change = _moved(await self._read(name), state, why, metrics)
             if await self._write(pointer, pointer, [change]):
                 return change.new
+        raise StoreUnavailable("the registry changes too fast; try again")
+
+    async def add_metrics(self, name: str, metrics: Mapping[str, float]) -> None:
+        """Adds figures to a version, whatever its state.
+
+        Raises:
+            NotFound: never registered.
+            CorruptRecord: it fails its checksum.
+        """
+        for _ in range(_ATTEMPTS):
+            pointer, kept = await self._pointer(), await self._read(name)
+            if await self._write(pointer, pointer, [_moved(kept, kept.new.state, kept.new.reasons, metrics)]):
+                return
         raise StoreUnavailable("the registry changes too fast; try again")
 
     async def promote(self, name: str, reason: str, expected_live: str | None = None) -> tuple[VersionRecord, str]:
@@ -164,12 +220,15 @@ class Registry:
     async def roll_back(self, reason: str, expected_live: str | None = None) -> tuple[VersionRecord, str]:
         """Makes the version live that was live before and was not taken back itself, "base" at the end.
 
-        Returns it and the name of the one that was taken back.
+        Returns it and the name of the one that was taken back. While one is on trial, that one is taken back instead
+        and the live version stays, unless `expected_live` says that the live one is meant.
 
         Raises:
             NotReady: the base is live, and there is nothing before it.
             Conflict: another version than `expected_live` is live, or became so while this ran.
         """
+        if expected_live is None and (canary := (await self._pointer()).canary):
+            return await self.end_trial(canary, reason, promote=False)
         for _ in range(_ATTEMPTS):
             pointer = await self._pointer()
             _expect(pointer, expected_live)
@@ -182,15 +241,16 @@ class Registry:
             )
             why = f"{pointer.live} was rolled back: {reason}"
             coming = _moved(await self._read(after.live), record_pb2.VERSION_STATE_LIVE, [why])
-            if await self._write(pointer, after, [leaving, coming]):
+            stopped = await self._stopped(pointer, "was rolled back")
+            if await self._write(pointer, after, [leaving, *stopped, coming]):
                 return coming.new, pointer.live
         raise StoreUnavailable("the registry changes too fast; try again")
 
     async def changes(self) -> AsyncGenerator[tuple[VersionRecord, str], None]:
         """Each changed version with the name of the live one after the change, without end.
 
-        The live version comes first, and again after the connection was lost; a change may come twice, none is missed
-        that is not followed by a later state of the live version.
+        The live version comes first, and the one on trial next, and again after the connection was lost; a change may
+        come twice, none is missed that is not followed by a later state of these two.
         """
         while True:
             try:
@@ -201,6 +261,8 @@ class Registry:
                     # Only now, so that no change falls between the two.
                     live = await self.live()
                     yield live, live.name
+                    if (pointer := await self._pointer()).canary:
+                        yield (await self._read(pointer.canary, salvage=True)).new, pointer.live
                     while True:
                         for name, fields in await _next_changes(store, last):
                             last, record = name, _readable(fields[1])
@@ -210,15 +272,16 @@ class Registry:
                 log.warning("changes_interrupted", extra={"error": str(error)})
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def commit_cycle(self, lease: Lease, cycle: CycleRecord, release: str | None) -> None:
+    async def commit_cycle(self, lease: Lease, cycle: CycleRecord, release: str | None, *, trial: bool = False) -> None:
         """Ends a cycle: lineage, versions' states, live pointer, and acknowledgement of its votes, in one step.
 
-        `release` names the cycle's version if it shall go live; without it, that version is rejected for the cycle's
-        reasons. Once committed, the same cycle commits again without effect.
+        `release` names the cycle's version if it shall go live, or on trial with `trial`; without it, that version is
+        rejected for the cycle's reasons. Once committed, the same cycle commits again without effect.
 
         Raises:
             LeaseLost: another learner has led since; nothing was changed.
-            Conflict: `release` was trained from a version that is no longer live, or the cycle is not the frozen one;
+            Conflict: `release` was trained from a version that is no longer live, or shall go on trial while another
+                is, or the cycle is not the frozen one;
                 nothing was changed. The former can still be committed without `release`.
             NotFound, NotReady: there is no such version, or it cannot go live.
         """
@@ -232,7 +295,7 @@ class Registry:
             if await self._store.call("SISMEMBER", keys.done, cycle.batch.cycle_id):
                 return
             pointer = await self._pointer()
-            after, changes = await self._verdict(pointer, cycle, release)
+            after, changes = await self._verdict(pointer, cycle, release, trial)
             if await self._write(pointer, after, changes, commit):
                 return
         raise StoreUnavailable("the registry changes too fast; try again")
@@ -252,7 +315,7 @@ class Registry:
         return cycles
 
     async def _verdict(
-        self, pointer: _Pointer, cycle: CycleRecord, release: str | None
+        self, pointer: _Pointer, cycle: CycleRecord, release: str | None, trial: bool
     ) -> tuple[_Pointer, list[_Change]]:
         """What a cycle's end changes."""
         if not cycle.version:
@@ -265,20 +328,32 @@ class Registry:
             return pointer, [_moved(target, record_pb2.VERSION_STATE_REJECTED, cycle.reasons)]
         if pointer.live != cycle.batch.parent:
             raise Conflict(f"{release} was trained from {cycle.batch.parent}, but {pointer.live} is live now")
+        if trial:
+            if pointer.canary:
+                raise Conflict(f"{release} cannot go on trial: {pointer.canary} still is")
+            _require_usable(target.new)
+            change = _moved(target, record_pb2.VERSION_STATE_CANARY, cycle.reasons)
+            return _Pointer(pointer.names, release), [change]
         return await self._release(pointer, target, cycle.reasons)
 
     async def _release(
         self, pointer: _Pointer, target: _Change, reasons: Sequence[str]
     ) -> tuple[_Pointer, list[_Change]]:
         """The live version makes way for `target`."""
-        name, state = target.new.name, target.new.state
-        if state in _NEVER_LIVE:
-            stands = "was rejected" if state == record_pb2.VERSION_STATE_REJECTED else "is still training"
-            raise NotReady(f"{name} {stands} and cannot go live")
+        _require_usable(target.new)
+        name = target.new.name
         why = f"made way for {name}: {' '.join(reasons)}"
         leaving = _moved(await self._read(pointer.live, salvage=True), record_pb2.VERSION_STATE_RETIRED, [why])
         coming = _moved(target, record_pb2.VERSION_STATE_LIVE, reasons)
-        return _Pointer((name, *pointer.names[: _HISTORY - 1])), [leaving, coming]
+        stopped = await self._stopped(pointer, f"made way for {name}") if pointer.canary != name else []
+        return _Pointer((name, *pointer.names[: _HISTORY - 1])), [leaving, *stopped, coming]
+
+    async def _stopped(self, pointer: _Pointer, why: str) -> list[_Change]:
+        """What ends the trial, if there is one, of a canary whose control goes."""
+        if not pointer.canary:
+            return []
+        reason = f"its trial ended undecided: {pointer.live} {why}"
+        return [_moved(await self._read(pointer.canary, salvage=True), record_pb2.VERSION_STATE_RETIRED, [reason])]
 
     async def _before(self, pointer: _Pointer) -> _Pointer:
         """The pointer with the live version, and any before it that was taken back, removed."""
@@ -293,8 +368,7 @@ class Registry:
         return _Pointer((BASE,))
 
     async def _pointer(self) -> _Pointer:
-        raw = await self._store.call("GET", self._store.keys.live)
-        return _Pointer(tuple(raw.decode().split())) if raw else _Pointer((BASE,))
+        return _Pointer.parse(await self._store.call("GET", self._store.keys.live))
 
     async def _read(self, name: str, *, salvage: bool = False) -> _Change:
         """A record, unchanged as yet.
@@ -360,6 +434,12 @@ def _moved(
     record.reasons[:] = list(reasons)
     record.metrics.update(metrics or {})
     return _Change(change.old, record)
+
+
+def _require_usable(record: VersionRecord) -> None:
+    if record.state in _NEVER_LIVE:
+        stands = "was rejected" if record.state == record_pb2.VERSION_STATE_REJECTED else "is still training"
+        raise NotReady(f"{record.name} {stands} and cannot go live")
 
 
 def _expect(pointer: _Pointer, live: str | None) -> None:

@@ -73,6 +73,11 @@ class VoteStream:
             fresh = await self._count_after(group[b"last-delivered-id"].decode())
         return int(group[b"pending"] + fresh)
 
+    async def after(self, last: StreamId, count: int) -> list[tuple[StreamId, VoteEvent | None]]:
+        """The next votes after `last` in the order they were cast, at most `count`; None for one that is unreadable."""
+        reply = await self._store.call("XRANGE", self._store.keys.votes, f"({last}", "+", "COUNT", count)
+        return [(StreamId.parse(name), _vote(_body(fields))) for name, fields in reply]
+
     async def dead_letters(self) -> int:
         """Votes, and batches' manifests, that could not be read; the votes train nothing."""
         return int(await self._store.call("XLEN", self._store.keys.dead))
@@ -204,6 +209,13 @@ async def _group(store: Store) -> dict[bytes, Any]:
             if not str(error).startswith("BUSYGROUP"):
                 raise
     raise AssertionError("the consumer group vanished twice")
+
+
+def _vote(body: bytes | None) -> VoteEvent | None:
+    try:
+        return unseal(VoteEvent, body) if body is not None else None
+    except CorruptRecord:
+        return None
 
 
 def _body(fields: list[bytes] | None) -> bytes | None:

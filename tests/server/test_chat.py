@@ -177,6 +177,19 @@ async def test_the_default_length_shrinks_to_the_room_that_is_left(settings: Mak
     assert usage.prompt_tokens + usage.completion_tokens == 100
 
 
+async def test_the_log_tells_whose_version_was_chosen_by_the_caller(
+    settings: MakeConfig, run_server: RunServer
+) -> None:
+    config = settings()
+    async with run_server(config, ScriptedEngine()) as server:
+        answers = [
+            (await server.chat.Chat(chat_pb2.ChatRequest(input=ask(version=version).input))).answers[0]
+            for version in ("", "base")
+        ]
+    turns = await turns_of(config, [answer.receipt.turn_id for answer in answers])
+    assert [turn.record.pinned for turn in turns if turn is not None] == [False, True]
+
+
 async def test_cancelling_ends_the_engines_work_and_logs_what_was_seen(
     settings: MakeConfig, run_server: RunServer, until: Until
 ) -> None:

@@ -29,8 +29,10 @@ from thumbwheel.errors import (
     Overloaded,
     StoreUnavailable,
 )
+from thumbwheel.lease import Lease
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
+from thumbwheel.vote_stream import VoteStream
 from thumbwheel_client.v1 import record_pb2 as pb
 
 numbers = itertools.count()
@@ -412,3 +414,65 @@ async def test_merged_weights_do_not_wait_for_who_began_with_others(house: House
             await running.enter_async_context(house.versions.use())
         with pytest.raises(NotReady, match="not live"):
             await running.enter_async_context(house.versions.use("v0"))
+
+
+async def put_on_trial(house: House, name: str) -> None:
+    """As a cycle's commit does."""
+    lease = Lease(house.store, "learner", 60)
+    assert await lease.acquire()
+    live = (await house.registry.live()).name
+    batch = await VoteStream(house.store).freeze(lease, f"cycle-{name}", live, 1, 100)
+    record = pb.CycleRecord(batch=batch, outcome="on_trial", version=name, reasons=["it passed"])
+    await house.registry.commit_cycle(lease, record, name, trial=True)
+    await lease.release()
+
+
+async def test_a_canary_answers_its_share_of_conversations_each_to_its_end(house: House, until: Until) -> None:
+    await house.publish("v1")
+    people = [f"person {i}".encode() for i in range(2000)]
+    assert {house.versions.choose(person) for person in people} == {None}
+    await put_on_trial(house, "v1")
+    await until(lambda: house.versions.canary == "v1")
+    chosen = [house.versions.choose(person) for person in people]
+    assert 320 < chosen.count("v1") < 480
+    assert [house.versions.choose(person) for person in people] == chosen
+    assert (await answering(house.versions, "v1")).name == "v1"
+    assert house.versions.live == "base"
+
+
+async def test_a_canary_is_the_same_peoples_on_another_server(house: House, until: Until) -> None:
+    await house.publish("v1")
+    await put_on_trial(house, "v1")
+    other = Versions(CountingEngine(3), house.registry, house.config)
+    await other.start()
+    follow = asyncio.create_task(other.follow())
+    await until(lambda: house.versions.canary == other.canary == "v1")
+    people = [f"person {i}".encode() for i in range(200)]
+    assert [other.choose(person) for person in people] == [house.versions.choose(person) for person in people]
+    follow.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await follow
+
+
+@pytest.mark.parametrize("promote", [True, False])
+async def test_when_a_trial_ends_everybody_is_on_one_version(house: House, until: Until, promote: bool) -> None:
+    await house.publish("v1")
+    await put_on_trial(house, "v1")
+    await until(lambda: house.versions.canary == "v1")
+    await house.registry.end_trial("v1", "enough", promote=promote)
+    await until(lambda: not house.versions.canary)
+    await house.versions.wait_live("v1" if promote else "base", 10)
+    assert house.versions.choose(b"somebody") is None
+
+
+async def test_a_canary_that_this_server_refuses_is_taken_back(house: House, until: Until) -> None:
+    await house.publish("v1", tensors=nan)
+    await put_on_trial(house, "v1")
+    async with asyncio.timeout(20), contextlib.aclosing(house.registry.changes()) as changes:
+        async for record, _ in changes:
+            if record.state == pb.VERSION_STATE_ROLLED_BACK:
+                break
+    assert record.name == "v1"
+    assert "a server refused it" in record.reasons[0]
+    await until(lambda: house.versions._trial == "")
+    assert house.versions.choose(b"somebody") is None

@@ -124,3 +124,8 @@ def test_a_rank_that_no_server_would_load_is_refused() -> None:
         load(Path("/dev/null"), ["learner.lora.rank=32"], {})
     both = load(Path("/dev/null"), ["learner.lora.rank=32", "server.max_lora_rank=32"], {})
     assert both.learner.lora.rank == 32
+
+
+def test_a_canary_needs_an_engine_that_holds_two_versions(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"release\.mode"):
+        loaded(tmp_path, "", ["release.mode=canary", "server.weights=merged"])

@@ -571,3 +571,91 @@ async def test_a_promotion_during_the_commit_is_seen(
     with pytest.raises(Conflict, match="v2 is live now"):
         await registry.commit_cycle(lease, cycle(batch, "v1", outcome="released"), "v1")
     assert (await registry.live()).name == "v2"
+
+
+CANARY = pb.VERSION_STATE_CANARY
+
+
+@pytest.fixture
+async def on_trial(registry: Registry, lease: Lease, batch: pb.BatchManifest) -> Registry:
+    """With v1 on trial beside the base."""
+    await register(registry, "v1", "v2")
+    await registry.commit_cycle(lease, cycle(batch, "v1", outcome="on_trial"), "v1", trial=True)
+    return registry
+
+
+async def test_a_cycle_puts_its_version_on_trial(on_trial: Registry, votes: VoteStream) -> None:
+    canary = await on_trial.canary()
+    assert canary is not None
+    assert (canary.name, canary.state, list(canary.reasons)) == ("v1", CANARY, ["because"])
+    assert (await on_trial.live()).name == "base"
+    assert await votes.waiting() == 0
+    async with aclosing(on_trial.changes()) as changes:
+        news = [await anext(changes) for _ in range(2)]
+    assert [(record.name, live) for record, live in news] == [("base", "base"), ("v1", "base")]
+
+
+async def test_a_trial_ends_well(on_trial: Registry) -> None:
+    live, previous = await on_trial.end_trial("v1", "people like it", promote=True)
+    assert (live.name, live.state, list(live.reasons), previous) == ("v1", LIVE, ["people like it"], "base")
+    assert await on_trial.canary() is None
+    assert (await on_trial.roll_back("after all"))[0].name == "base"
+
+
+async def test_a_trial_ends_badly(on_trial: Registry) -> None:
+    live, gone = await on_trial.end_trial("v1", "people do not like it", promote=False)
+    assert (live.name, gone) == ("base", "v1")
+    assert await on_trial.canary() is None
+    assert await states(on_trial) == {"base": LIVE, "v1": ROLLED_BACK, "v2": CANDIDATE}
+    with pytest.raises(Conflict, match="v1"):
+        await on_trial.end_trial("v1", "too late", promote=True)
+
+
+async def test_an_operators_rollback_takes_the_canary_back_first(on_trial: Registry) -> None:
+    live, gone = await on_trial.roll_back("I do not like it")
+    assert (live.name, gone) == ("base", "v1")
+    assert (await on_trial.get("v1")).state == ROLLED_BACK
+
+
+async def test_an_operators_promotion_ends_a_trial(on_trial: Registry) -> None:
+    assert (await on_trial.promote("v2", "this one"))[1] == "base"
+    assert await on_trial.canary() is None
+    canary = await on_trial.get("v1")
+    assert canary.state == RETIRED
+    assert "made way for v2" in canary.reasons[0]
+
+
+async def test_an_operator_may_promote_the_canary(on_trial: Registry) -> None:
+    assert (await on_trial.promote("v1", "I have seen enough"))[0].state == LIVE
+    assert await on_trial.canary() is None
+
+
+async def test_a_rollback_that_means_the_live_version_ends_the_trial_too(
+    registry: Registry, lease: Lease, batch: pb.BatchManifest
+) -> None:
+    await register(registry, "v1", "v2")
+    await registry.promote("v2", "by hand")
+    batch.parent = "v2"
+    await registry.commit_cycle(lease, cycle(batch, "v1", outcome="on_trial"), "v1", trial=True)
+    live, gone = await registry.roll_back("a server refused it", expected_live="v2")
+    assert (live.name, gone, await registry.canary()) == ("base", "v2", None)
+    assert (await registry.get("v1")).state == RETIRED
+
+
+async def test_one_trial_at_a_time(
+    on_trial: Registry, votes: VoteStream, turns: TurnLog, feedback: FeedbackLog, lease: Lease, make: Any
+) -> None:
+    await make.vote(turns, feedback, 2, 10)
+    other = await votes.freeze(lease, "cycle-2", "base", 1, 100)
+    with pytest.raises(Conflict, match="v1 still is"):
+        await on_trial.commit_cycle(lease, cycle(other, "v2", outcome="on_trial"), "v2", trial=True)
+
+
+async def test_a_canarys_state_is_only_its_trials(on_trial: Registry) -> None:
+    for name, state in (("v1", REJECTED), ("v2", CANARY)):
+        with pytest.raises(InvalidInput, match="state"):
+            await on_trial.set_state(name, state)
+    await on_trial.add_metrics("v1", {"trial_raters": 3.0})
+    canary = await on_trial.canary()
+    assert canary is not None
+    assert (canary.state, canary.metrics["trial_raters"]) == (CANARY, 3.0)
