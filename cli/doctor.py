@@ -176,7 +176,7 @@ async def _learner(store: Store, patience: float) -> str:
     frozen = await Brake(store).frozen()
     if frozen:
         wires = ", ".join(each.wire for each in frozen.tripped)
-        raise SetupError(f"a tripwire has frozen it ({wires}), so votes wait\n  `thumbwheel release` shows why")
+        raise SetupError(f"a tripwire has frozen it ({wires}), so votes wait\n  `thumbwheel unfreeze` shows why")
     deadline = time.monotonic() + patience
     while not await is_led(store):
         if time.monotonic() >= deadline:

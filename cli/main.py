@@ -17,7 +17,7 @@ COMMANDS = {
     "versions": ("cli.versions:versions", "Lists the versions and shows who is live."),
     "promote": ("cli.versions:promote", "Makes a version live."),
     "rollback": ("cli.versions:rollback", "Takes the live version back."),
-    "release": ("cli.release:release", "Shows which tripwire has frozen the learner, and lets it go on."),
+    "unfreeze": ("cli.unfreeze:unfreeze", "Shows which tripwire has frozen the learner, and lets it go on."),
     "keys": ("cli.keys:keys", "Makes, lists and revokes the keys that callers need."),
     "erase": ("cli.erase:erase", "Removes a person's turns and votes."),
     "doctor": ("cli.doctor:doctor", "Looks at everything that has to be right, and says what to mend."),

@@ -83,7 +83,7 @@ class Watch:
         async with self._seen:
             while not condition():
                 if self.learner.stage == "frozen":
-                    raise SetupError("a tripwire has frozen the learner: `thumbwheel release` shows why")
+                    raise SetupError("a tripwire has frozen the learner: `thumbwheel unfreeze` shows why")
                 if self.learner.failures >= allowed:
                     raise SetupError(f"{MAX_FAILURES} cycles of the learner broke off; its log says why")
                 # A poll ends every few seconds, whoever answers it: longer silence is our own fault.

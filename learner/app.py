@@ -76,7 +76,7 @@ async def run_once(settings: Config) -> pb.CycleRecord:
     """
     async with _wheel(settings) as wheel:
         if await wheel.brake.frozen():
-            raise SetupError("a tripwire has frozen the learner: `thumbwheel release` shows why, and lets it go on")
+            raise SetupError("a tripwire has frozen the learner: `thumbwheel unfreeze` shows why, and lets it go on")
         waiting = await wheel.stream.waiting()
         if waiting < wheel.settings.min_votes:
             raise SetupError(

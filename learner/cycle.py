@@ -204,7 +204,7 @@ class Wheel:
                         "answers": list(each.samples),
                     },
                 )
-            raise LearnerFrozen(f"frozen by {', '.join(each.wire for each in found)}: see `thumbwheel release`")
+            raise LearnerFrozen(f"frozen by {', '.join(each.wire for each in found)}: see `thumbwheel unfreeze`")
         return tripwires.figures(events)
 
     async def _learn(self, batch: pb.BatchManifest) -> Outcome:

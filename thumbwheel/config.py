@@ -314,7 +314,7 @@ class Learner(Section):
     raters: Raters = Raters()
     """How much each rater's votes weigh."""
     tripwires: Tripwires = Tripwires()
-    """What freezes the learner until `thumbwheel release`."""
+    """What freezes the learner until `thumbwheel unfreeze`."""
     reward_model: RewardModel = RewardModel()
     """Turns votes into a reward."""
     lora: Lora = Lora()

@@ -93,7 +93,7 @@ async def test_a_frozen_learner_is_named_with_its_wire(led: Any, doctor: Doctor)
     done = await doctor()
     assert done.code == 1
     assert "frozen it (unknown)" in line(done, "learner")
-    assert "thumbwheel release" in line(done, "learner")
+    assert "thumbwheel unfreeze" in line(done, "learner")
 
 
 async def test_nobody_leads(served: Any, doctor: Doctor) -> None:

@@ -1,4 +1,4 @@
-"""`thumbwheel release`: a person looks at what froze the learner, and lets it go on."""
+"""`thumbwheel unfreeze`: a person looks at what froze the learner, and lets it go on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONGEST = 300
 """Characters of a text that are shown."""
 
 
-def release(
+def unfreeze(
     config: ConfigFile = None,
     set_: Overrides = None,
     data_dir: DataDir = None,
@@ -32,10 +32,10 @@ def release(
 ) -> None:
     """Shows which tripwire has frozen the learner, with answers that show why, and lets it go on."""
     settings = resolve(config, set_, data_dir)
-    asyncio.run(_release(settings, redis_server.url_in_use(settings), yes))
+    asyncio.run(_unfreeze(settings, redis_server.url_in_use(settings), yes))
 
 
-async def _release(settings: Config, url: str, yes: bool) -> None:
+async def _unfreeze(settings: Config, url: str, yes: bool) -> None:
     store = await Store.open(url, settings.redis.namespace, settings.redis.password_file)
     try:
         brake = Brake(store)
@@ -46,7 +46,7 @@ async def _release(settings: Config, url: str, yes: bool) -> None:
         if not yes:
             typer.confirm("Let the learner go on, with these votes?", abort=True)
         await brake.release(frozen)
-        print("released: the learner goes on")
+        print("unfrozen: the learner goes on")
     finally:
         await store.close()
 

@@ -1,4 +1,4 @@
-"""`thumbwheel release`."""
+"""`thumbwheel unfreeze`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Served, Thumbwheel
 
 
-async def test_it_shows_what_was_found_asks_and_releases(served: Served, thumbwheel: Thumbwheel) -> None:
+async def test_it_shows_what_was_found_asks_and_lets_go(served: Served, thumbwheel: Thumbwheel) -> None:
     metadata = served.services.identity("ann")
     ask = chat_pb2.ChatInput(messages=[pb.Message(role=pb.ROLE_USER, content="what to drink")])
     [answer] = (await served.services.chat.Chat(chat_pb2.ChatRequest(input=ask), metadata=metadata)).answers
@@ -30,7 +30,7 @@ async def test_it_shows_what_was_found_asks_and_releases(served: Served, thumbwh
     found = Tripped("identical_texts", "5 of 9 comments and edits say the same", (name, gone))
     await brake.freeze(lease, "cycle-3", "digest", [found])
 
-    words = ("release", "--set", f"redis.url={served.config.redis.url}")
+    words = ("unfreeze", "--set", f"redis.url={served.config.redis.url}")
     refused = await thumbwheel(*words, typed="n\n")
     assert refused.code == 1
     assert await brake.frozen() is not None
