@@ -326,12 +326,15 @@ class TurnRecord(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """Identifies the turn."""
     conversation_id: _builtins.str
     """The conversation it belongs to, as the client named it; empty if none."""
     owner: _builtins.str
     """HMAC of who asked: the only one who may rate its answers."""
+    pinned: _builtins.bool
+    """The request named its version, so its votes say nothing of how versions compare."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the request was admitted."""
@@ -358,10 +361,11 @@ class TurnRecord(_message.Message):
         messages: _abc.Iterable[Global___Message] | None = ...,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         sampling: Global___Sampling | None = ...,
+        pinned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "created_at", b"created_at", "messages", b"messages", "owner", b"owner", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "created_at", b"created_at", "messages", b"messages", "owner", b"owner", "pinned", b"pinned", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
