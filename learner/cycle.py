@@ -146,7 +146,9 @@ class Wheel:
         )
         if self.reporter:
             await self.reporter.tell(record, self.story)
-        self.story = Story()  # what people have said stays in memory no longer than it is needed
+        # What people have said stays in memory no longer than it is needed.
+        self.story = Story()
+        self.policy.forget()
         return record
 
     async def _commit(self, record: pb.CycleRecord, outcome: Outcome) -> None:

@@ -226,6 +226,10 @@ class Policy:
         self._remember(found)
         return [found[pair] for pair in pairs]
 
+    def forget(self) -> None:
+        """Lets go of all activations. Their bound is for one cycle's; those of cycles before would only fill it up."""
+        self._memo.clear()
+
     def features(self, pairs: Sequence[Answer]) -> npt.NDArray[np.float32]:
         """What the reward model sees: (N, 2 D + 2).
 

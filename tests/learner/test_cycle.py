@@ -178,6 +178,7 @@ async def test_a_cycle_releases_and_spends_its_votes(make: Callable[..., Awaitab
     assert await bench.wheel.stream.waiting() == 0
     # Folders of the steps on the way are gone; the version's stays.
     assert names(tmp_path) == [live.path]
+    assert not bench.wheel.policy._memo, "a long life with many cycles takes no more memory than one of them"
     page = bench.reporter.folder / "cycle-1.html"
     told = page.read_text(encoding="utf-8")
     for said in ("cycle-1: released", record.version, *record.reasons, "Question ", "word1", "KL to the base"):
