@@ -225,9 +225,9 @@ async def test_what_all_candidates_are_held_against_is_asked_once(make: Callable
     record = await bench.wheel.turn()
     assert record.outcome == "rejected"
     asked = bench.rollouts.asked
-    # Twice to train after it (no more of the last), then held-out prompts and plain questions of each of three.
-    assert sorted(asked.count(name) for name in set(asked) - {"base"}) == [2, 3, 3]
-    assert asked.count("base") == 2  # it is the version that is live, too: held-out prompts, and plain questions
+    # Twice to train after it (no more of the last), then of each of three held-out prompts, plain and harmful questions.
+    assert sorted(asked.count(name) for name in set(asked) - {"base"}) == [3, 4, 4]
+    assert asked.count("base") == 3  # it is the version that is live, too
 
 
 async def test_the_policy_trains_on_samples_with_an_outlook(
