@@ -225,7 +225,7 @@ async def test_what_all_candidates_are_held_against_is_asked_once(make: Callable
     record = await bench.wheel.turn()
     assert record.outcome == "rejected"
     asked = bench.rollouts.asked
-    # Twice to train after it (no more of the last), then of each of three held-out prompts, plain and harmful questions.
+    # Twice to train after it (no more of the last), then held-out prompts, plain and harmful questions of each.
     assert sorted(asked.count(name) for name in set(asked) - {"base"}) == [3, 4, 4]
     assert asked.count("base") == 3  # it is the version that is live, too
 
