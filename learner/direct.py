@@ -6,8 +6,8 @@ The trainers are TRL's; what is set here, and why:
 
 - Examples are token ids as they were sampled or typed. TRL would make text into tokens anew, and these need not be the
   ones that the policy said.
-- The reference is the base, not the version that the cycle began with: what holds the policy must not wander off with it,
-  cycle after cycle. PPO and the gate hold it to the base, too.
+- The reference is the base, not the version that the cycle began with: what holds the policy must not wander off with
+  it, cycle after cycle. PPO and the gate hold it to the base, too.
 - KTO's rarer side counts more, so that both count the same in all (equation 8 of the paper).
 - The order is drawn here, as KTO's mismatched answers must be those of the same micro-batch.
 """

@@ -325,8 +325,8 @@ class Learner(Section):
     niceness: Annotated[int, Field(ge=0, le=19)] = 15
     """How far it stands back for the engine."""
     algorithm: Literal["ppo", "grpo", "dpo", "kto"] = "ppo"
-    """By reward: "ppo" holds it against a critic's expectation, "grpo" against other answers to the same prompt. By votes
-    alone: "dpo" takes rankings, edits and opposite votes on a prompt's answers, "kto" takes votes one by one."""
+    """By reward: "ppo" holds it against a critic's expectation, "grpo" against other answers to the same prompt. By
+    votes alone: "dpo" takes rankings, edits and opposite votes on a prompt's answers, "kto" takes votes one by one."""
     raters: Raters = Raters()
     """How much each rater's votes weigh."""
     tripwires: Tripwires = Tripwires()

@@ -1,4 +1,4 @@
-"""DPO and KTO by TRL, on the tiny model; their losses are held against the papers' formulas on the policy's own passes."""
+"""DPO and KTO by TRL, on the tiny model; losses are held against the papers' formulas on the policy's own passes."""
 
 from __future__ import annotations
 
