@@ -1,9 +1,9 @@
 """The four algorithms on the same votes: what one cycle of each makes of them.
 
-Each runs in a thumbwheel of its own (`thumbwheel demo`): the same prompts, sampling seeds, raters and mistakes, one cycle
-from the base, then the demo's exam on prompts that nobody rated. A prompt is asked three times, so that many have answers
-that were voted up and others that were voted down: DPO lives on these. What the gate refuses does not go live, and its
-row shows the base.
+Each runs in a thumbwheel of its own (`thumbwheel demo`): the same prompts, sampling seeds, raters and mistakes, one
+cycle from the base, then the demo's exam on prompts that nobody rated. A prompt is asked three times, so that many have
+answers that were voted up and others that were voted down: DPO lives on these. What the gate refuses does not go live,
+and its row shows the base.
 """
 
 from __future__ import annotations
