@@ -20,8 +20,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import pyarrow
 import torch
 from datasets import Dataset
+from datasets.table import InMemoryTable
 from transformers import AutoTokenizer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
@@ -126,18 +128,21 @@ def train(
         }
         given: dict[str, Any] = {"model": model, "processing_class": AutoTokenizer.from_pretrained(policy.folder)}
         if paired:
-            trainer = _Dpo(args=DPOConfig(**arguments), train_dataset=Dataset.from_list(rows), **given)
+            trainer = _Dpo(args=DPOConfig(**arguments), train_dataset=_dataset(rows), **given)
         else:
             arguments |= _balance([row["label"] for row in rows])
-            trainer = _Kto(
-                args=KTOConfig(**arguments), train_dataset=Dataset.from_list(_mismatched(rows, size)), **given
-            )
+            trainer = _Kto(args=KTOConfig(**arguments), train_dataset=_dataset(_mismatched(rows, size)), **given)
         model.delete_adapter("ref")  # TRL's copy of where the cycle began; without it the base is the reference
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Listener(on_epoch, progress))
         trainer.train()
     if not all(torch.isfinite(parameter).all() for parameter in policy.adapter_parameters()):
         raise TrainingDiverged("the weights are not finite any more. Lower learner.direct.learning_rate.")
+
+
+def _dataset(rows: Sequence[dict[str, Any]]) -> Dataset:
+    # With a name for its cache, which is not used: else it makes one of a pickle, with warnings.
+    return Dataset(InMemoryTable(pyarrow.Table.from_pylist(list(rows))), fingerprint="votes")
 
 
 def _balance(labels: Sequence[bool]) -> dict[str, float]:
