@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -38,10 +39,15 @@ class Spread:
 
 def options(name: str, words: str) -> argparse.Namespace:
     """`quick` and `json` from the command line."""
+    return parser(name, words).parse_args()
+
+
+def parser(name: str, words: str) -> argparse.ArgumentParser:
+    """The options that all have, for one that has more."""
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=words)
     parser.add_argument("--quick", action="store_true", help="less of everything: shows that it works, not how fast")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the figures")
-    return parser.parse_args()
+    return parser
 
 
 def write(file: Path | None, name: str, quick: bool, results: Mapping[str, Any]) -> None:
@@ -55,7 +61,10 @@ def write(file: Path | None, name: str, quick: bool, results: Mapping[str, Any])
         "machine": machine(),
         "results": results,
     }
-    file.write_text(json.dumps(page, indent=1, default=_plain) + "\n", encoding="utf-8")
+    # By its new name only when it is whole: hours of work may lie under the old one.
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(page, indent=1, default=_plain) + "\n", encoding="utf-8")
+    partial.replace(file)
 
 
 def machine() -> dict[str, Any]:
@@ -67,6 +76,19 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {package: found for package in PACKAGES if (found := _version(package))},
     }
+
+
+def commit() -> str:
+    """What was measured: git's name for it, with "+" if files were changed since; empty without git."""
+    root = Path(__file__).parents[1]
+    asked = [
+        ["git", "-C", str(root), *words] for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain"))
+    ]
+    try:
+        name, changed = (subprocess.run(each, capture_output=True, text=True, check=True).stdout for each in asked)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return name.strip() + ("+" if changed.strip() else "")
 
 
 def _processor() -> str:
