@@ -80,12 +80,12 @@ def machine() -> dict[str, Any]:
 
 def commit() -> str:
     """What was measured: git's name for it, with "+" if files were changed since; empty without git."""
-    root = Path(__file__).parents[1]
-    asked = [
-        ["git", "-C", str(root), *words] for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain"))
-    ]
+    asked = (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", ".", ":!bench/results"])
+    git = ["git", "-C", str(Path(__file__).parents[1])]
     try:
-        name, changed = (subprocess.run(each, capture_output=True, text=True, check=True).stdout for each in asked)
+        name, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout for words in asked
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
     return name.strip() + ("+" if changed.strip() else "")
