@@ -173,7 +173,9 @@ def test_a_target_looks_no_further_than_its_ratings_and_at_everything_it_asks() 
     assert not met(0.1, 0.8, competence=0.49)
     assert target.of([cell("numeric", 1, 0.1, 0.9)]) is None
     assert target.of([cell("brief", 1, 0.9)]) is None, "an exam of the base alone shows nothing"
-    assert json.dumps(target.of([cell("brief", 1, 0.1, 0.9)]) and target.of([cell("brief", 1, 0.1, 0.9)])["target"])
+    hard = Target("numeric", 0.6, 300).of([cell("numeric", 1, 0.1, 0.2, 0.3, 0.6, 0.1)])
+    assert hard is not None
+    assert (hard["met"], hard["target"]) == (True, {"taste": "numeric", "up_rate": 0.6, "ratings": 300})
 
 
 # --- the whole
