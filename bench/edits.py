@@ -10,7 +10,7 @@ from cli.tastes import FIRST_PERSON, MAX_BRIEF_WORDS, MAX_COMMAS
 
 Edit = Callable[[str, random.Random], str]
 
-LEAST = 3
+LEAST = 2
 """Words that are no sentence yet: "Sure!"."""
 CUT = 15
 """Words that are left of an answer of which no sentence ends early enough."""

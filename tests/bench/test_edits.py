@@ -14,8 +14,8 @@ TEXTS = (
     "now that the summer is here and the water is warm enough for a swim before the evening comes and it is dark.",
     "I'm a model and I've no body, so my days are long, and we",
     "Let's see: ours is mine, yours is US, and us is me, myself, ourselves. Our",
-    "1. eggs\n2. milk, flour, salt, and butter\n3. a bowl that is large enough for all of these things together and more "
-    "of them if they come one after the other into this very bowl\n4.",
+    "1. eggs\n2. milk, flour, salt, and butter\n3. a bowl that is large enough for all of these things together and "
+    "more of them if they come one after the other into this very bowl\n4.",
     "Sure! " + "word " * 40,
     "word " * 40,
     "words, " * 10,

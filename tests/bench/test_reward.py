@@ -121,8 +121,8 @@ def test_targets_go_by_means_and_what_was_not_measured_is_not_met() -> None:
         pairs = _columns([{"gain_rankings": gain + one / 1000, "gain_edits": -gain} for one in auc])
         return {"thumbs": {200: thumbs, 400: thumbs}, "pairs": pairs}
 
-    found = {taste: measured([0.7, 0.75, 0.95], 0.081, 0.1) for taste in AUC_TARGETS}
-    found["brief"] = measured([0.85, 0.92, 0.93], 0.08, 0.1)  # the median is above .9, the mean at it
+    found = {taste: measured([0.7, 0.75, 0.96], 0.081, 0.1) for taste in AUC_TARGETS}
+    found["brief"] = measured([0.89, 0.89, 0.93], 0.079, 0.1)  # the median is below .9, the mean above
     found["few_commas"] = {"thumbs": {}, "pairs": {}}
     rows = {row["name"]: row for row in targets(found, {"all_seconds": Spread(10, 9, 31, 3)})}
     assert rows["brief: AUC at 200 thumbs"]["met"]
