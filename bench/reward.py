@@ -69,7 +69,7 @@ class Size:
     """Answers to each of those."""
     thumbs: tuple[int, ...] = (50, 100, 200, 400)
     pairs: int = 100
-    """Thumbs, and rankings or edits beside them."""
+    """Rankings or edits, beside as many thumbs: one of the numbers above."""
     mended: int = 150
     """Answers that edits are drawn from."""
     seeds: int = 5
@@ -143,7 +143,7 @@ def one_draw(
     settings = config.Learner()
     dice = np.random.default_rng(seed)
     deal = Deal.of(world.rated, dice)
-    labels = thumbs(deal.thumbs[: max(*size.thumbs, size.pairs)], liked, NOISE, dice)
+    labels = thumbs(deal.thumbs[: max(size.thumbs)], liked, NOISE, dice)
     truth = liked[world.unseen]
     votes = truth ^ (dice.random(len(truth)) < NOISE)
 
@@ -164,10 +164,13 @@ def one_draw(
 
     ranked = rankings(deal.groups, liked, NOISE, size.pairs, dice)
     edited = edits(mended, NOISE, size.pairs, dice)
-    found = {"thumbs": with_pairs([]), "thumbs_rankings": with_pairs(ranked), "thumbs_edits": with_pairs(edited)}
-    return by_thumbs, found | {
-        "gain_rankings": found["thumbs_rankings"] - found["thumbs"],
-        "gain_edits": found["thumbs_edits"] - found["thumbs"],
+    alone, with_rankings, with_edits = by_thumbs[size.pairs]["auc"], with_pairs(ranked), with_pairs(edited)
+    return by_thumbs, {
+        "thumbs": alone,
+        "thumbs_rankings": with_rankings,
+        "thumbs_edits": with_edits,
+        "gain_rankings": with_rankings - alone,
+        "gain_edits": with_edits - alone,
         "rankings": sum(pair.share for pair in ranked),
         "edits": len(edited),
     }
