@@ -140,7 +140,7 @@ def one_draw(
     world: World, liked: Bools, mended: Sequence[tuple[int, int]], size: Size, seed: int
 ) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
     """Figures by number of thumbs; and AUC with pairs beside thumbs."""
-    settings = config.Learner()
+    settings = config.load().learner
     dice = np.random.default_rng(seed)
     deal = Deal.of(world.rated, dice)
     labels = thumbs(deal.thumbs[: max(size.thumbs)], liked, NOISE, dice)
@@ -156,7 +156,8 @@ def one_draw(
             np.array([label.value for label in labels[:count]]),
         )
         peer_auc = auc(peer.score([world.said[place].text for place in world.unseen]), truth)
-        by_thumbs[count] |= {"peer_auc": peer_auc, "auc_to_peer": by_thumbs[count]["auc"] / peer_auc}
+        ratio = by_thumbs[count]["auc"] / peer_auc if peer_auc else float("nan")
+        by_thumbs[count] |= {"peer_auc": peer_auc, "auc_to_peer": ratio}
 
     def with_pairs(pairs: list[Pair]) -> float:
         model = learn(Dataset(world.answers, labels[: size.pairs], pairs), world.features, settings)
@@ -192,7 +193,7 @@ def _measure(
 
 def refit(base: BaseAnswers, world: World, liked: Bools, size: Size) -> dict[str, float]:
     """Seconds that new votes take; the policy is in memory, as it is in a learner."""
-    settings, began = config.Learner(), 0.0
+    settings = config.load().learner
     base.compute([world.said[0].tokens])  # the first pass of a process costs more
     seconds: dict[str, list[float]] = {"features": [], "fit": [], "all": []}
     for seed in range(size.seeds):
