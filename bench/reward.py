@@ -278,7 +278,7 @@ def _row(name: str, target: str, found: float, met: bool) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """By taste and thumbs; the pairs; the targets."""
+    """By taste and thumbs; the pairs; the targets. Means and standard deviations over the draws."""
     names = ("auc", "auc_votes", "ece_votes", "ece_chance", "ece", "peer_auc", "auc_to_peer")
     table = _table("taste", "liked", "thumbs", *names)
     pairs = _table("taste", "AUC of thumbs", "with rankings", "gain", "with edits", "gain")
@@ -291,8 +291,10 @@ def show(results: dict[str, Any], console: Console) -> None:
         pairs.add_row(taste, *(_words(found["pairs"], name) for name in columns))
     verdicts = _table("target", "asked", "found", "")
     for row in results["targets"]:
-        value = "not measured" if row["found"] is None else f"{row['found']:.3g}"
-        verdicts.add_row(row["name"], row["target"], value, "met" if row["met"] else "not met")
+        if row["found"] is None:
+            verdicts.add_row(row["name"], row["target"], "", "not measured")
+        else:
+            verdicts.add_row(row["name"], row["target"], f"{row['found']:.3g}", "met" if row["met"] else "not met")
     for each in (table, pairs, verdicts):
         console.print(each)
     console.print("refit", {name: str(spread) for name, spread in results["refit"].items()})
@@ -308,8 +310,8 @@ def _table(*headings: str) -> Table:
 def _words(measured: dict[str, Any], name: str) -> str:
     if name not in measured:
         return ""
-    spread = measured[name]["spread"]
-    return f"{np.mean(measured[name]['values']):.3f} ({spread.low:.3f} to {spread.high:.3f})"
+    values = measured[name]["values"]
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=min(1, len(values) - 1)):.3f}"
 
 
 def _asked() -> argparse.Namespace:
@@ -319,7 +321,7 @@ def _asked() -> argparse.Namespace:
 
 
 def main() -> None:
-    asked, console = _asked(), Console(highlight=False)
+    asked, console = _asked(), figures.console()
     with tempfile.TemporaryDirectory(prefix="thumbwheel-bench-") as scratch:
         if asked.quick:
             size, model, folder = QUICK, tiny_model.write(Path(scratch) / "model"), Path(scratch) / "answers"
