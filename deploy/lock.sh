@@ -11,7 +11,7 @@ compile() {
   shift
   "$uv" pip compile --no-config -q pyproject.toml --universal --python-version 3.11 \
     --extra "$accelerator" --extra direct --extra parquet --extra test --excludes "requirements/$accelerator-excludes.txt" \
-    --no-header --no-annotate    -o "requirements/$accelerator.lock" "$@" > /dev/null
+    --no-header --no-annotate -o "requirements/$accelerator.lock" "$@" > /dev/null
 }
 
 cpu_torch=(--torch-backend cpu)
