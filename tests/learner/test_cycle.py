@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from learner import app, cycle, metrics
+from learner import app, cycle, gate, metrics
 from learner.anchor import Anchor
 from learner.competence import Competence
 from learner.cycle import Wheel
@@ -301,6 +301,49 @@ async def test_grpo_learns_from_traffic_where_a_prompt_has_several_rated_answers
     traffic = prompts[0]
     assert len(traffic) >= cycle.LEAST_SAMPLES
     assert all(traffic.count(prompt) > 1 for prompt in traffic)
+
+
+async def test_kto_learns_from_votes_one_by_one(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make("learner.algorithm=kto", "learner.direct.epochs=2")
+    await bench.votes(60)
+    record = await bench.wheel.turn()
+    assert record.outcome == "released", record.reasons
+    assert 40 < record.metrics["direct_examples"] < 60  # those that are not held out
+    assert record.metrics["direct_grad_norm"] > 0
+    assert record.version.startswith("v1.1-"), "of two epochs the second"
+    assert not any("ppo" in name for name in record.metrics)
+    told = (bench.reporter.folder / "cycle-1.html").read_text(encoding="utf-8")
+    assert "Entropy of a token" in told
+
+
+async def test_dpo_learns_from_opposite_votes_on_a_prompt(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make("learner.algorithm=dpo")
+    await bench.votes(60, prompts=11)
+    record = await bench.wheel.turn()
+    assert record.outcome == "released", record.reasons
+    assert record.metrics["direct_examples"] >= cycle.LEAST_SAMPLES
+    assert record.metrics["direct_margin"] > 0
+
+
+async def test_an_epoch_that_went_too_far_leaves_the_ones_before(
+    make: Callable[..., Awaitable[Bench]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = iter([gate.Verdict(False, ("too far",), {}), gate.Verdict(True, (), {})])
+    monkeypatch.setattr(cycle, "judge", lambda *_: next(verdicts))
+    bench = await make("learner.algorithm=kto", "learner.direct.epochs=3")
+    await bench.votes(60)
+    record = await bench.wheel.turn()
+    assert record.outcome == "released"
+    assert record.version.startswith("v1.1-"), "of three epochs the second"
+
+
+async def test_votes_that_make_no_pairs_are_too_few_for_dpo(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make("learner.algorithm=dpo")
+    await bench.votes(60)  # one answer to each prompt
+    record = await bench.wheel.turn()
+    assert record.outcome == "too_few_votes"
+    assert record.reasons[0].startswith("0 pairs of a better and a worse answer")
+    assert await bench.wheel.stream.waiting() == 0
 
 
 async def test_a_step_beyond_the_kl_budget_is_taken_back(
