@@ -345,7 +345,8 @@ class Wheel:
         if len(samples) >= LEAST_SAMPLES:
             rollout = await self._look_back(trainer, samples, reward_model)
             stats = await self._update(trainer, rollout, samples, batch, 0)
-        prompts = [answer for answer in train.answers if answer.trainable and not self._held_out(answer)]
+        # Answers to learn from or not, their prompts are what people ask; only edits, which repeat one, have no length.
+        prompts = [answer for answer in train.answers if answer.max_tokens and not self._held_out(answer)]
         for number in range(1, settings.fresh_iterations + 1):
             stages.append(await self.publisher.stage(self.policy, batch, len(stages), {"iteration": number - 1}))
             samples = await self._sample(stages[-1].name, prompts, reward_model, batch.seed + 1000 * number)

@@ -32,6 +32,8 @@ from server.engine import Engine
 from server.feedback import FeedbackService
 from server.health import Health
 from server.identity import Identity, rater_secret
+from server.imports import ImportService
+from server.intake import Intake
 from server.limits import Budgets
 from server.models import ModelService
 from server.privacy import PrivacyService, forget_with
@@ -51,12 +53,24 @@ from thumbwheel.perimeter import CertificateFiles, require_closed
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
 from thumbwheel.turn_log import TurnLog
-from thumbwheel_client.v1 import chat_pb2_grpc, feedback_pb2_grpc, models_pb2_grpc, privacy_pb2_grpc, rollout_pb2_grpc
+from thumbwheel_client.v1 import (
+    chat_pb2_grpc,
+    feedback_pb2_grpc,
+    import_pb2_grpc,
+    models_pb2_grpc,
+    privacy_pb2_grpc,
+    rollout_pb2_grpc,
+)
 
 log = logging.getLogger("thumbwheel.server")
 
 PUBLIC_SERVICES = ("thumbwheel.v1.ChatService", "thumbwheel.v1.FeedbackService")
-ADMIN_SERVICES = ("thumbwheel.v1.ModelService", "thumbwheel.v1.RolloutService", "thumbwheel.v1.PrivacyService")
+ADMIN_SERVICES = (
+    "thumbwheel.v1.ModelService",
+    "thumbwheel.v1.RolloutService",
+    "thumbwheel.v1.PrivacyService",
+    "thumbwheel.v1.ImportService",
+)
 SERVICES = PUBLIC_SERVICES + ADMIN_SERVICES
 
 OPTIONS = [
@@ -163,6 +177,9 @@ class Server:
             RolloutService(engine, self.versions, admission, config.server), self._admin
         )
         privacy_pb2_grpc.add_PrivacyServiceServicer_to_server(PrivacyService(self._erasure, identity), self._admin)
+        import_pb2_grpc.add_ImportServiceServicer_to_server(
+            ImportService(Intake(engine, identity, config), self._turn_log, votes, self._erasure, budgets), self._admin
+        )
         for grpc_server, services in ((self._public, PUBLIC_SERVICES), (self._admin, ADMIN_SERVICES)):
             health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, grpc_server)
             if config.server.reflection and security.auth == "off":

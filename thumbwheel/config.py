@@ -45,7 +45,7 @@ class Server(Section):
     grpc_port: Port = 50051
     """Port of chat and feedback; 0 takes a free one."""
     admin_port: Port = 50052
-    """Port of versions, rollouts and erasure: for operators and the learner; 0 takes a free one."""
+    """Port of versions, rollouts, imports and erasure: for operators and the learner; 0 takes a free one."""
     http_port: Port = 9401
     """Port of /metrics, /healthz and /readyz; 0 takes a free one."""
     reflection: bool = True
