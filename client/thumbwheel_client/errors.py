@@ -7,15 +7,21 @@ ThumbwheelError            what was wrong and what to do, in words for people
 ├── NotAllowed             it is somebody else's answer, or the key has not the scope for it
 ├── Conflict               the same idempotency key came before, with another vote
 ├── NotReady               the thing asked for is in a state that does not allow it (yet)
-├── Retryable              nothing was done; the same call may go well in `retry_after` seconds
+├── Retryable              not now; the same call may go well in `retry_after` seconds
 │   ├── Overloaded         the server's queue is full, or a limit of the key is used up
 │   └── Unavailable        nobody answers, or the server is stopping, or its store is away
-├── TimedOut               the deadline passed first; a vote may count or not, send it again with the same key
+├── TimedOut               the deadline passed first
 ├── Cancelled              the client was closed before the call had ended
 └── ServerError            the server failed; the message has an id that its log explains
+
+A vote that ends in Retryable or TimedOut may be on disk or not: cast it again with the same idempotency key, it counts
+once. The error of gRPC itself is the `__cause__`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 DEFAULT_RETRY_SECONDS = 1.0
 """Where the server does not say."""
@@ -67,7 +73,7 @@ class Overloaded(Retryable):
 
 
 class Unavailable(Retryable):
-    """Nobody there who could answer. What had been sampled of an answer before is lost."""
+    """Nobody is there who could answer, or nobody any more."""
 
 
 class TimedOut(ThumbwheelError):
@@ -80,3 +86,12 @@ class Cancelled(ThumbwheelError):
 
 class ServerError(ThumbwheelError):
     """Nothing that a caller could mend."""
+
+
+@contextmanager
+def naming(field: str) -> Iterator[None]:
+    """Protobuf's complaint about a value that no request can hold, as an InvalidInput of this field."""
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidInput(field, str(error)) from error
