@@ -8,7 +8,7 @@ from typing import Literal
 from thumbwheel_client.v1 import chat_pb2, record_pb2
 
 FinishReason = Literal["stop", "length", "cancelled", "unknown"]
-"""The model or a stop string ended it; max_tokens or the context was used up; its reader left; a newer server's reason."""
+"""The model or a stop string ended it; max_tokens or the context was used up; its reader left; a newer server's word."""
 LogStatus = Literal["logged", "pending", "not_logged", "unknown"]
 """It can be rated; it can be once the server's store is back; it cannot; a newer server's word."""
 

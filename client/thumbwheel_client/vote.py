@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, Unpack
 
 from thumbwheel_client.answer import Answer, Receipt
 from thumbwheel_client.errors import InvalidInput, naming
@@ -38,42 +38,24 @@ class Note(TypedDict, total=False):
     own; give one to be able to cast the same vote again after an error."""
 
 
-def rating(
-    rated: Rated,
-    thumb: Thumb | None,
-    stars: int | None,
-    *,
-    reasons: Sequence[str] = (),
-    comment: str = "",
-    idempotency_key: str = "",
-) -> feedback_pb2.RateRequest:
+def rating(rated: Rated, thumb: Thumb | None, stars: int | None, **note: Unpack[Note]) -> feedback_pb2.RateRequest:
     """A thumb or stars, as they are sent.
 
     Raises:
-        InvalidInput: both or neither, or a value that no request can hold.
+        InvalidInput: both or neither, or a value that no request can hold; limits are the server's to check.
     """
     if (thumb is None) == (stars is None):
         raise InvalidInput("vote", "give either a thumb or stars")
     if thumb is not None and thumb not in _THUMBS:
         raise InvalidInput("thumb", f"{thumb!r}; must be up or down")
     with naming("vote"):
-        return feedback_pb2.RateRequest(
-            response_id=_response_id(rated),
-            thumb=None if thumb is None else _THUMBS[thumb],
-            stars=stars,
-            reasons=_labels(reasons),
-            comment=comment,
-            idempotency_key=idempotency_key or _new_key(),
+        request = feedback_pb2.RateRequest(
+            response_id=_response_id(rated), thumb=None if thumb is None else _THUMBS[thumb], stars=stars
         )
+    return _with_note(request, **note)
 
 
-def ranking(
-    best_first: Sequence[Rated | Sequence[Rated]],
-    *,
-    reasons: Sequence[str] = (),
-    comment: str = "",
-    idempotency_key: str = "",
-) -> feedback_pb2.RateRequest:
+def ranking(best_first: Sequence[Rated | Sequence[Rated]], **note: Unpack[Note]) -> feedback_pb2.RateRequest:
     """An order, as it is sent. Answers that share a place stand in a sequence of their own.
 
     Raises:
@@ -86,30 +68,18 @@ def ranking(
             for rank, place in enumerate(places, start=1)
             for rated in place
         ]
-        return feedback_pb2.RateRequest(
-            ranking=record_pb2.Ranking(items=items),
-            reasons=_labels(reasons),
-            comment=comment,
-            idempotency_key=idempotency_key or _new_key(),
-        )
+    return _with_note(feedback_pb2.RateRequest(ranking=record_pb2.Ranking(items=items)), **note)
 
 
-def correction(
-    rated: Rated, text: str, *, reasons: Sequence[str] = (), comment: str = "", idempotency_key: str = ""
-) -> feedback_pb2.RateRequest:
+def correction(rated: Rated, text: str, **note: Unpack[Note]) -> feedback_pb2.RateRequest:
     """What the answer should have been, as it is sent.
 
     Raises:
         InvalidInput: a value that no request can hold.
     """
     with naming("edit"):
-        return feedback_pb2.RateRequest(
-            response_id=_response_id(rated),
-            edit=text,
-            reasons=_labels(reasons),
-            comment=comment,
-            idempotency_key=idempotency_key or _new_key(),
-        )
+        request = feedback_pb2.RateRequest(response_id=_response_id(rated), edit=text)
+    return _with_note(request, **note)
 
 
 def retraction(rated: Rated, kind: Kind, idempotency_key: str) -> feedback_pb2.RetractRequest:
@@ -149,10 +119,16 @@ def _turn_id(rated: Rated) -> str:
             return rated.rpartition("-")[0]
 
 
-def _labels(reasons: Sequence[str]) -> Sequence[str]:
-    if isinstance(reasons, str):
-        raise InvalidInput("reasons", "a string; must be a list of labels")
-    return reasons
+def _with_note(
+    request: feedback_pb2.RateRequest, *, reasons: Sequence[str] = (), comment: str = "", idempotency_key: str = ""
+) -> feedback_pb2.RateRequest:
+    if isinstance(reasons, str):  # which is a sequence of letters
+        raise InvalidInput("reasons", "must be a list of labels")
+    with naming("vote"):
+        request.reasons.extend(reasons)
+        request.comment = comment
+        request.idempotency_key = idempotency_key or _new_key()
+    return request
 
 
 def _new_key() -> str:
