@@ -8,9 +8,9 @@ from typing import Literal
 from thumbwheel_client.v1 import chat_pb2, record_pb2
 
 FinishReason = Literal["stop", "length", "cancelled", "unknown"]
-"""The model or a stop string ended it; max_tokens or the context was used up; its reader left; a newer server's word."""
+"""The model or a stop string ended it; max_tokens or the context was used up; its reader left; something newer."""
 LogStatus = Literal["logged", "pending", "not_logged", "unknown"]
-"""It can be rated; it can be once the server's store is back; it cannot; a newer server's word."""
+"""It can be rated; it can be once the server's store is back; it cannot; something newer."""
 
 _REASONS: dict[record_pb2.FinishReason.ValueType, FinishReason] = {
     record_pb2.FINISH_REASON_STOP: "stop",
