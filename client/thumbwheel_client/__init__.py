@@ -4,8 +4,8 @@
         answer = client.chat("What is the capital of France?")
         client.rate(answer, "up")
 
-`thumbwheel_client.v1` has the stubs of the whole API. Names below are looked up when they are first used, so that whoever
-needs only messages imports only those.
+`thumbwheel_client.v1` has the stubs of the whole API. The names below are looked up when they are first used, so that
+whoever needs only messages imports only those.
 """
 
 from __future__ import annotations
@@ -75,24 +75,24 @@ __all__ = [
     "Usage",
 ]
 
-_MODULES = (
+_NOUNS = (
+    "errors",
     "answer",
-    "async_client",
+    "question",
+    "vote",
+    "transcript",
+    "tls",
+    "stream",
     "async_stream",
     "client",
-    "errors",
-    "question",
-    "stream",
-    "tls",
-    "transcript",
-    "vote",
+    "async_client",
 )
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         if name in __all__:
-            for module in _MODULES:
+            for module in _NOUNS:
                 found = vars(import_module(f"thumbwheel_client.{module}")).get(name)
                 if found is not None:
                     globals()[name] = found
