@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from thumbwheel_client.async_client import AsyncClient
     from thumbwheel_client.async_stream import AsyncStream
     from thumbwheel_client.client import Client
+    from thumbwheel_client.connection import CHAT_SECONDS, DEFAULT_TARGET, VOTE_SECONDS
     from thumbwheel_client.errors import (
         Cancelled,
         Conflict,
@@ -40,7 +41,10 @@ if TYPE_CHECKING:
     from thumbwheel_client.vote import Kind, Note, Rated, Thumb
 
 __all__ = [
+    "CHAT_SECONDS",
+    "DEFAULT_TARGET",
     "TLS",
+    "VOTE_SECONDS",
     "Answer",
     "AsyncClient",
     "AsyncStream",
@@ -84,6 +88,7 @@ _NOUNS = (
     "tls",
     "stream",
     "async_stream",
+    "connection",
     "client",
     "async_client",
 )
