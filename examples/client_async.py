@@ -11,14 +11,14 @@ SUBJECTS = ("the sea", "bread", "a bicycle", "rain")
 
 
 async def describe(client: AsyncClient, subject: str) -> str:
-    """An answer piece by piece; a long one is left early, and sampling ends with it."""
+    """An answer piece by piece. Leaving a long one ends its sampling; the others get a thumb."""
     text = ""
     async with client.stream(f"Describe {subject} in a few words.", max_tokens=60) as stream:
         async for piece in stream:
             text += piece.text
-            if len(text) > 100:
-                break
-    await client.rate(stream.receipt, "up" if len(text) <= 100 else "down")
+            if len(text) > 40:
+                return f"{subject}: {text}…"
+    await client.rate(stream.answer, "up")
     return f"{subject}: {text}"
 
 

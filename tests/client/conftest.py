@@ -26,7 +26,7 @@ def scripted() -> ScriptedEngine:
 
 @pytest.fixture
 async def server(settings: Callable[..., Config], run_server: Any, scripted: ScriptedEngine) -> AsyncIterator[Any]:
-    async with run_server(settings(max_sequences=4, max_queue=0), scripted) as running:
+    async with run_server(settings(max_sequences=4, max_queue=1), scripted) as running:
         yield running
 
 
