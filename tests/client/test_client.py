@@ -275,15 +275,17 @@ async def test_what_fails_inside_the_server_has_an_id_in_its_log(
 
 async def test_an_engine_that_dies_breaks_the_stream_off(settings: Callable[..., Config], run_server: Any) -> None:
     engine = ScriptedEngine(script=lambda *_: "x" * 1000, token_seconds=0.002)
+    running = run_server(settings(), engine)
+    server = await running.__aenter__()
+    with Client(server.addresses.grpc) as client:
+        stream = client.stream("Hello", max_tokens=1000)
+        await in_thread(next, stream)
+        engine.die()
+        with pytest.raises(Unavailable, match="engine"):
+            await in_thread(list, stream)
+        assert stream.receipt.version == "base"
     with pytest.raises(EngineDead):
-        async with run_server(settings(), engine) as server:
-            with Client(server.addresses.grpc) as client:
-                stream = client.stream("Hello", max_tokens=1000)
-                await in_thread(next, stream)
-                engine.die()
-                with pytest.raises(Unavailable, match="engine"):
-                    await in_thread(list, stream)
-                assert stream.receipt.version == "base"
+        await running.__aexit__(None, None, None)
 
 
 async def test_nobody_is_there() -> None:
