@@ -38,7 +38,7 @@ async def test_what_was_seen_of_a_stream_that_was_left_can_be_rated(
         async with client.stream("Hello", max_tokens=1000) as stream:
             seen = (await anext(stream)).text
         async with asyncio.timeout(10):
-            while not await rated(client, stream):
+            while not await rated(client, stream):  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.01)
         request = feedback_pb2.ListVotesRequest(include_turns=True)
         [vote] = (await server.feedback.ListVotes(request, timeout=10)).votes
