@@ -1,63 +1,29 @@
-"""A server on real sockets with a real store, around whichever engine a test brings."""
+"""The one real engine of a test session, and what can be put into it."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pytest
-from grpc import aio
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from server.app import Addresses, serve
 from server.engine import Engine
 from server.engine_vllm import start_engine
 from thumbwheel.artifacts import model_digest, write_version
 from thumbwheel.config import Config
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
-from thumbwheel_client.v1 import chat_pb2_grpc, feedback_pb2_grpc, models_pb2_grpc, record_pb2, rollout_pb2_grpc
-
-
-@dataclass
-class Running:
-    """A server and stubs for it. `stop` and `task` are for tests of its end."""
-
-    addresses: Addresses
-    channel: aio.Channel
-    admin: aio.Channel
-    chat: chat_pb2_grpc.ChatServiceAsyncStub
-    feedback: feedback_pb2_grpc.FeedbackServiceAsyncStub
-    models: models_pb2_grpc.ModelServiceAsyncStub
-    rollout: rollout_pb2_grpc.RolloutServiceAsyncStub
-    stop: asyncio.Event
-    task: asyncio.Task[None]
-
+from thumbwheel_client.v1 import record_pb2
 
 Publish = Callable[..., Awaitable[record_pb2.VersionRecord]]
 RegistryOf = Callable[[Config], AbstractAsyncContextManager[Registry]]
-RunServer = Callable[[Config, Engine], AbstractAsyncContextManager[Running]]
-
-
-class Lent:
-    """An engine that outlives the server it serves."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._engine, name)
-
-    async def close(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="session")
@@ -136,35 +102,6 @@ def write_adapter(tiny_model: Path) -> WriteAdapter:
 
 
 @pytest.fixture
-def until() -> Callable[..., Awaitable[None]]:
-    """Waits for a condition that nothing announces."""
-
-    async def wait(condition: Callable[[], bool], seconds: float = 10) -> None:
-        async with asyncio.timeout(seconds):
-            while not condition():  # noqa: ASYNC110 - see above
-                await asyncio.sleep(0.002)
-
-    return wait
-
-
-@pytest.fixture
-def settings(tmp_path: Path, redis_url: str, tiny_model: Path) -> Callable[..., Config]:
-    """Makes a configuration with free ports, a folder of the test's own and an empty store; keywords set `server.*`."""
-
-    def make(**server: object) -> Config:
-        return Config.model_validate(
-            {
-                "data_dir": tmp_path / "data",
-                "model": {"path": str(tiny_model)},
-                "redis": {"url": redis_url},
-                "server": {"grpc_port": 0, "admin_port": 0, "http_port": 0, "threads": 2, "drain": 5, **server},
-            }
-        )
-
-    return make
-
-
-@pytest.fixture
 def registry_of() -> Callable[[Config], AbstractAsyncContextManager[Registry]]:
     """A context manager: the registry of a configuration's store, as the learner has it beside the server."""
 
@@ -177,43 +114,6 @@ def registry_of() -> Callable[[Config], AbstractAsyncContextManager[Registry]]:
             await store.close()
 
     return of
-
-
-@pytest.fixture
-def run_server() -> RunServer:
-    """A context manager: the server is ready inside and has drained after."""
-
-    @asynccontextmanager
-    async def run(config: Config, engine: Engine) -> AsyncIterator[Running]:
-        stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
-
-        async def lend(_: Config) -> Engine:
-            return Lent(engine)  # type: ignore[return-value]
-
-        task = asyncio.create_task(serve(config, stop, ready.set_result, lend))
-        await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
-        addresses = ready.result()
-        async with aio.insecure_channel(addresses.grpc) as channel, aio.insecure_channel(addresses.admin) as admin:
-            try:
-                yield Running(
-                    addresses,
-                    channel,
-                    admin,
-                    chat_pb2_grpc.ChatServiceStub(channel),
-                    feedback_pb2_grpc.FeedbackServiceStub(channel),
-                    models_pb2_grpc.ModelServiceStub(admin),
-                    rollout_pb2_grpc.RolloutServiceStub(admin),
-                    stop,
-                    task,
-                )
-            finally:
-                stop.set()
-                await asyncio.wait((task,))
-        task.result()
-
-    return run
 
 
 @pytest.fixture
