@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from safetensors.numpy import save_file
 from server.app import Addresses, serve
 from server.engine import Engine
 from server.engine_vllm import start_engine
+from thumbwheel.artifacts import model_digest, write_version
 from thumbwheel.config import Config
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
-from thumbwheel_client.v1 import chat_pb2_grpc, feedback_pb2_grpc, models_pb2_grpc, rollout_pb2_grpc
+from thumbwheel_client.v1 import chat_pb2_grpc, feedback_pb2_grpc, models_pb2_grpc, record_pb2, rollout_pb2_grpc
 
 
 @dataclass
@@ -40,6 +42,8 @@ class Running:
     task: asyncio.Task[None]
 
 
+Publish = Callable[..., Awaitable[record_pb2.VersionRecord]]
+RegistryOf = Callable[[Config], AbstractAsyncContextManager[Registry]]
 RunServer = Callable[[Config, Engine], AbstractAsyncContextManager[Running]]
 
 
@@ -210,3 +214,28 @@ def run_server() -> RunServer:
         task.result()
 
     return run
+
+
+@pytest.fixture
+def publish(tmp_path: Path, write_adapter: Any, registry_of: RegistryOf) -> Publish:
+    """Writes a random adapter as a version and registers it, as the learner does."""
+
+    async def make(
+        config: Config,
+        name: str,
+        seed: int = 1,
+        state: int = record_pb2.VERSION_STATE_CANDIDATE,
+        base: str = "",
+        **adapter: Any,
+    ) -> record_pb2.VersionRecord:
+        source = write_adapter(tmp_path / "adapters" / name, seed=seed, **adapter)
+        facts = {"base_digest": base or model_digest(Path(config.model.path))}
+        path, digest = write_version(
+            config.artifact_root, name, lambda folder: shutil.copytree(source, folder, dirs_exist_ok=True), facts
+        )
+        async with registry_of(config) as registry:
+            return await registry.register(
+                record_pb2.VersionRecord(name=name, state=state, parent="base", path=path, manifest_sha256=digest)  # type: ignore[arg-type]
+            )
+
+    return make
