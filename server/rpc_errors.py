@@ -126,36 +126,32 @@ class Boundary(aio.ServerInterceptor):
             return None
         if not details.method.startswith(OURS):
             return _foreign(handler)
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._streaming(details.method, handler), response_serializer=handler.response_serializer
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            self._unary(details.method, handler), response_serializer=handler.response_serializer
+        # A single reply goes out as a stream of one, which is the same to its caller. grpc's own way with single
+        # replies puts an empty one before an error's status, and what has had a reply no client repeats.
+        return grpc.unary_stream_rpc_method_handler(
+            self._call(details.method, handler), response_serializer=handler.response_serializer
         )
 
-    def _unary(self, path: str, handler: Handler) -> Callable[[bytes, Context], Awaitable[Any]]:
-        async def call(raw: bytes, context: Context) -> Any:
-            async def body() -> Any:
-                return await handler.unary_unary(_decoded(handler, raw), context)
-
-            return await self._guard(path, context, body)
-
-        return call
-
-    def _streaming(self, path: str, handler: Handler) -> Callable[[bytes, Context], Awaitable[None]]:
+    def _call(self, path: str, handler: Handler) -> Callable[[bytes, Context], Awaitable[None]]:
         async def call(raw: bytes, context: Context) -> None:
             unread = False
 
-            async def body() -> None:
+            async def write(message: Message) -> None:
                 nonlocal unread
+                unread = True
+                await context.write(message)
+                unread = False
+
+            async def body() -> None:
+                request = _decoded(handler, raw)
+                if not handler.response_streaming:
+                    await write(await handler.unary_unary(request, context))
+                    return
                 # Closed here and not by the garbage collector: closing is what aborts the engine's request, at once.
                 messages: AsyncIterator[Any]
-                async with aclosing(handler.unary_stream(_decoded(handler, raw), context)) as messages:
+                async with aclosing(handler.unary_stream(request, context)) as messages:
                     async for message in messages:
-                        unread = True
-                        await context.write(message)
-                        unread = False
+                        await write(message)
 
             await self._guard(path, context, body, lambda: unread)
 
@@ -165,9 +161,9 @@ class Boundary(aio.ServerInterceptor):
         self,
         path: str,
         context: Context,
-        body: Callable[[], Awaitable[Any]],
-        unread: Callable[[], bool] = lambda: False,
-    ) -> Any:
+        body: Callable[[], Awaitable[None]],
+        unread: Callable[[], bool],
+    ) -> None:
         """
         Args:
             unread: whether a message is on its way for which the caller gives no room.
@@ -176,7 +172,7 @@ class Boundary(aio.ServerInterceptor):
         if self._closed:
             metrics.REQUESTS.labels(method, "UNAVAILABLE").inc()
             _end(context, status_pb2.Status(code=code_pb2.UNAVAILABLE, message="this server is stopping"))
-            return None
+            return
         endless = method in ENDLESS
         calls = self._endless if endless else self._ending
         calls.began()
@@ -184,7 +180,7 @@ class Boundary(aio.ServerInterceptor):
         try:
             async with nullcontext() if endless else asyncio.timeout(self._longest) as limit:
                 await admit(self._access, path, context.invocation_metadata() or ())
-                return await body()
+                await body()
         except asyncio.CancelledError:  # the caller left, its deadline passed, or the server stops
             remaining = context.time_remaining()
             code = "DEADLINE_EXCEEDED" if remaining is not None and remaining <= 0 else "CANCELLED"
@@ -203,7 +199,6 @@ class Boundary(aio.ServerInterceptor):
                 status = status_of(error)
             code = code_pb2.Code.Name(status.code)
             _end(context, status)
-            return None
         finally:
             metrics.REQUESTS.labels(method, code).inc()
             calls.ended()

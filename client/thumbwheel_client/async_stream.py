@@ -31,7 +31,6 @@ class AsyncStream(Transcript):
         """
         super().__init__()
         self._call = call
-        # Not `call.read`: that overlooks what has come but was not read when the call ends.
         self._events = aiter(call)
         self._client_closed = closed
         self._left = False

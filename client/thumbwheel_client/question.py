@@ -91,7 +91,7 @@ def chat_input(
         return chat_pb2.ChatInput(
             messages=[_message(message, index) for index, message in enumerate(messages)],
             sampling=sampling,
-            n=n,
+            n=n or 0,
             conversation_id=conversation_id,
             version=version,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 from grpc import StatusCode, aio
@@ -29,7 +30,8 @@ KINDS: dict[StatusCode, type[ThumbwheelError]] = {
 def error_of(error: grpc.RpcError) -> ThumbwheelError:
     """What a failed call means, whichever of gRPC's two halves raised it."""
     code, said = error.code(), error.details() or "no reason was given"
-    details = details_of(error.trailing_metadata() or ())
+    trailers: Any = error.trailing_metadata()  # each half has a type of its own for these pairs
+    details = details_of(trailers or ())
     retry_after = errors.DEFAULT_RETRY_SECONDS if details.retry_after is None else details.retry_after
     match code:
         case StatusCode.INVALID_ARGUMENT:

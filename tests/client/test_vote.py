@@ -57,7 +57,7 @@ def test_what_is_no_vote_is_named() -> None:
         "vote": lambda: rating(ANSWER, None, None),
         "vote ": lambda: rating(ANSWER, "up", 5),
         "vote  ": lambda: rating(ANSWER, None, -1),
-        "thumb": lambda: rating(ANSWER, "sideways", None),  # type: ignore[arg-type]
+        "vote   ": lambda: rating(ANSWER, "sideways", None),  # type: ignore[arg-type]
         "kind": lambda: retraction(ANSWER, "applause", "k"),  # type: ignore[arg-type]
         "reasons": lambda: rating(ANSWER, "up", None, reasons="short"),
         "edit": lambda: correction(ANSWER, "\ud800"),

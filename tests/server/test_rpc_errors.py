@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
+import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -42,8 +46,29 @@ async def test_bytes_that_are_no_request_are_the_callers_mistake(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-async def test_a_stream_that_nobody_reads_ends_with_the_longest_deadline(
-    settings: MakeConfig, run_server: Any, until: Any, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("path", METHODS[:2])
+async def test_a_refusal_is_a_status_alone_so_that_clients_can_repeat_the_call(
+    settings: MakeConfig, run_server: Any, path: str
+) -> None:
+    def refused() -> float:
+        labels = {"method": path.rpartition("/")[2], "code": "INVALID_ARGUMENT"}
+        return REGISTRY.get_sample_value("thumbwheel_requests_total", labels) or 0
+
+    before, policy = refused(), {"maxAttempts": 3, "initialBackoff": "0.01s", "maxBackoff": "0.01s"}
+    policy |= {"backoffMultiplier": 1, "retryableStatusCodes": ["INVALID_ARGUMENT"]}
+    options = [("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]}))]
+    async with (
+        run_server(settings(), ScriptedEngine()) as server,
+        aio.insecure_channel(server.addresses.grpc, options) as channel,
+    ):
+        with pytest.raises(aio.AioRpcError):
+            await channel.unary_unary(path)(b"", timeout=5)
+    assert refused() == before + 3
+
+
+@pytest.mark.parametrize("path", METHODS[:2])
+async def test_an_answer_that_nobody_reads_ends_with_the_longest_deadline(
+    settings: MakeConfig, run_server: Any, until: Any, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
     def value(name: str) -> float:
         return REGISTRY.get_sample_value(name) or 0
@@ -55,10 +80,32 @@ async def test_a_stream_that_nobody_reads_ends_with_the_longest_deadline(
         run_server(settings(default_deadline=0.5), ScriptedEngine()) as server,
         Connection.to(server.addresses.grpc, window=0) as connection,
     ):
-        await connection.call(STREAM_CHAT, request.SerializeToString())
+        await connection.call(path, request.SerializeToString())
         await until(lambda: value("thumbwheel_running_calls") == running + 1)
         await until(lambda: value("thumbwheel_running_calls") == running)
         assert value("thumbwheel_unread_streams_total") == unread + 1
         [line] = [record for record in caplog.records if record.getMessage() == "caller_stopped_reading"]
-        assert line.method == "StreamChat"
+        assert path.endswith(f"/{line.method}")
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_callers_who_leave_as_their_reply_goes_out_are_nobodys_error(
+    settings: MakeConfig, run_server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    dice = random.Random(5)
+    message = record_pb2.Message(role=record_pb2.ROLE_USER, content="Hi")
+    request = chat_pb2.ChatRequest(input=chat_pb2.ChatInput(messages=[message]))
+
+    async def leave(server: Any, seconds: float) -> bool:
+        call = server.chat.Chat(request)
+        await asyncio.sleep(seconds)
+        return bool(call.cancel())
+
+    async with run_server(settings(), ScriptedEngine(script=lambda *_: "x" * 5)) as server:
+        began = time.monotonic()
+        await server.chat.Chat(request)
+        usual = time.monotonic() - began
+        left = [await leave(server, 2 * usual * dice.random()) for _ in range(200)]
+        assert {True, False} == set(left)
+        assert (await server.chat.Chat(request)).answers
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
