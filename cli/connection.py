@@ -22,12 +22,14 @@ from thumbwheel.errors import SetupError, ThumbwheelError
 from thumbwheel.secret_files import client_pem, read_secret
 from thumbwheel_client.v1.chat_pb2_grpc import ChatServiceStub
 from thumbwheel_client.v1.feedback_pb2_grpc import FeedbackServiceStub
+from thumbwheel_client.v1.import_pb2_grpc import ImportServiceStub
 from thumbwheel_client.v1.models_pb2_grpc import ModelServiceStub
 from thumbwheel_client.v1.privacy_pb2_grpc import PrivacyServiceStub
 
 if TYPE_CHECKING:
     from thumbwheel_client.v1.chat_pb2_grpc import ChatServiceAsyncStub
     from thumbwheel_client.v1.feedback_pb2_grpc import FeedbackServiceAsyncStub
+    from thumbwheel_client.v1.import_pb2_grpc import ImportServiceAsyncStub
     from thumbwheel_client.v1.models_pb2_grpc import ModelServiceAsyncStub
     from thumbwheel_client.v1.privacy_pb2_grpc import PrivacyServiceAsyncStub
 
@@ -131,6 +133,7 @@ class Services:
     feedback: FeedbackServiceAsyncStub
     models: ModelServiceAsyncStub
     privacy: PrivacyServiceAsyncStub
+    imports: ImportServiceAsyncStub
 
     def identity(self, user: str) -> Metadata:
         return self.door.identity(user)
@@ -146,6 +149,7 @@ async def connect(door: Door) -> AsyncIterator[Services]:
             FeedbackServiceStub(public),
             ModelServiceStub(admin),
             PrivacyServiceStub(admin),
+            ImportServiceStub(admin),
         )
 
 

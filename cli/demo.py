@@ -1,21 +1,9 @@
-"""`thumbwheel demo`: the proof that the wheel turns.
-
-    start fresh ─► exam ─► ┌ raters rate a wave ─► learner's cycle ─► swap under running streams ┐ ─► exam ─► report
-                           └───────────────────── until the ratings are used up ◄────────────────┘
-
-The demo sees and does only what any client can: RPCs and /metrics pages. The exam's prompts and the visitors' answers
-are never rated, and the learner trains on rated turns alone, so neither can reach it; nor does it know of tastes.
-
-Raters wait while a cycle runs. People would not; but here every answer that is rated shall come from the version that
-is live when its cycle begins, so that few ratings go a long way.
-"""
+"""`thumbwheel demo`, the proof that the wheel turns: an exam, rounds until the ratings are used up, the same exam."""
 
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,25 +11,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cli import base_model, connection, demo_report, fresh, prompts, tastes
-from cli.connection import Door, Services
+from cli import connection, demo_report, fresh, prompts, tastes
+from cli.connection import Door
 from cli.demo_report import Report
 from cli.demo_view import View
-from cli.exam import Exam, Marks
-from cli.options import ConfigFile, Overrides, resolve
-from cli.patience import Patience
-from cli.raters import Judgement, Raters
+from cli.exam import Marks
+from cli.options import ConfigFile, Overrides
+from cli.rounds import Crowd, Rounds, fresh_options
 from cli.simulate import Concurrency, Noise, Seed, TasteName
 from cli.tastes import Taste
-from cli.versions import list_pages
-from cli.visitors import Visitors
-from cli.watch import Learner, Watch
-from thumbwheel.config import Client, Security
 from thumbwheel.errors import SetupError
 from thumbwheel_client.v1 import record_pb2 as pb
-
-CANDIDATE_ASKED = 0.4
-"""Progress of the gate from which on a release may follow: all that a candidate is held against is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +37,10 @@ class Plan:
     seed: int
     samples: int
     minutes: float
+
+    @property
+    def crowd(self) -> Crowd:
+        return Crowd(self.taste, self.noise, self.seed, self.concurrency, self.samples)
 
     @property
     def waves(self) -> list[int]:
@@ -92,7 +76,8 @@ def demo(
             raise SetupError(f"--json {json}: there is no folder {json.absolute().parent}")
         plan = Plan(taste, tastes.find(taste), noise, ratings, votes_per_cycle, concurrency, seed, samples, minutes)
         with fresh.empty_folder(data_dir) as folder:
-            report = await Demo(plan, View(console)).run(folder, _options(plan, config, set_, console))
+            options = fresh_options(min(plan.waves), seed, console, config, set_ or ())
+            report = await Demo(plan, View(console)).run(folder, options)
         reports.append(report)
         if json is not None:
             report.write(json)
@@ -103,128 +88,39 @@ def demo(
         raise typer.Exit(1)
 
 
-def _options(plan: Plan, file: Path | None, overrides: Sequence[str] | None, console: Console) -> list[str]:
-    """What `thumbwheel up` is told, so that it meets nothing that is there already."""
-    # Prepared where `thumbwheel up` keeps it, so that this takes its time only once.
-    prepared = base_model.ensure(resolve(file, list(overrides or ()), None), console)
-    sets = [
-        *(overrides or ()),
-        f"model.path={prepared.model.path}",
-        f"redis.namespace=demo-{uuid.uuid4().hex}",
-        "artifacts=",
-        "server.host=127.0.0.1",
-        # Its raters name themselves.
-        *(f"security.{name}={value}" for name, value in Security()),
-        *(f"client.{name}={value}" for name, value in Client()),
-        "learner.server=",
-        "server.grpc_port=0",
-        "server.admin_port=0",
-        "server.http_port=0",
-        "learner.http_port=0",
-        f"learner.min_votes={min(plan.waves)}",
-        f"learner.seed={plan.seed}",
-        # Our visitors chat through the end of the gate; two of them need not slow the learner to a crawl.
-        f"server.rollout_sequences_busy={prepared.server.rollout_sequences}",
-        "learner.niceness=0",
-    ]
-    return [*(("--config", str(file)) if file else ()), *(word for item in sets for word in ("--set", item))]
-
-
 class Demo:
-    """One run. Read `run` and `_turn` first."""
+    """One run."""
 
     def __init__(self, plan: Plan, view: View) -> None:
         self._plan = plan
         self._view = view
         self._started = time.monotonic()
-        self._patience = Patience()
-        self._streams_at_swaps: list[int] = []
 
     async def run(self, folder: Path, options: Sequence[str]) -> Report:
         """Raises SetupError if it cannot start or the learner cannot finish, grpc.RpcError if a call fails for good."""
-        async with self._view.shown():
-            start = self._view.phase("starting", 1)
-            async with (
-                fresh.running(folder, options) as instance,
-                connection.connect(Door(instance.grpc, instance.admin)) as services,
-                self._watched(services, Watch(services, instance)) as (watch, visitors),
-            ):
-                start.end(f"ready at {instance.grpc}")
-                plan = self._plan
-                exam = Exam(services, plan.taste, prompts.held_out(), plan.samples, plan.seed, self._patience)
-                before = await self._examine(exam, "measuring before", watch.live)
-                raters = await self._rate_and_learn(services, watch, visitors)
-                after = await self._examine(exam, "measuring after", watch.live)
-                live = await self._live(services)
-        return self._report(before, after, raters, watch, visitors, live)
-
-    @asynccontextmanager
-    async def _watched(self, services: Services, watch: Watch) -> AsyncIterator[tuple[Watch, Visitors]]:
-        visitors = Visitors(services, prompts.rated(), self._plan.seed)
-
-        def count() -> None:
-            self._streams_at_swaps.append(visitors.running)
-
-        watch.on_release = count
-        self._view.show(lambda: _status(watch, visitors))
-        async with watch.present(), visitors.present():
-            yield watch, visitors
-
-    async def _rate_and_learn(self, services: Services, watch: Watch, visitors: Visitors) -> Raters:
         plan = self._plan
-        phase = self._view.phase("rating", plan.ratings)
+        async with (
+            self._view.shown(),
+            Rounds.begin(folder, options, plan.crowd, plan.ratings, self._view) as rounds,
+        ):
+            before = await rounds.examine("measuring before")
+            for wave in plan.waves:
+                if time.monotonic() - self._started > 60 * plan.minutes:
+                    self._view.say(f"{plan.minutes:g} minutes are over; no more ratings")
+                    break
+                await rounds.turn(wave)
+            after = await rounds.examine("measuring after")
+            live = await rounds.live()
+        return self._report(before, after, rounds, live)
 
-        def show(judgement: Judgement) -> None:
-            rate = raters.tally.versions[judgement.version].up_rate
-            phase.reached(raters.tally.ratings, f"{judgement.version}: {rate:.0%} liked")
-
-        raters = Raters(
-            services, plan.taste, prompts.rated(), plan.noise, plan.seed, plan.concurrency, self._patience, show
-        )
-        for number, wave in enumerate(plan.waves, 1):
-            if time.monotonic() - self._started > 60 * plan.minutes:
-                self._view.say(f"{plan.minutes:g} minutes are over; no more ratings")
-                break
-            await raters.rate(wave)
-            version = watch.live
-            self._view.say(f"{wave} ratings; the taste liked {raters.tally.versions[version].up_rate:.0%} of {version}")
-            await self._turn(number, watch, visitors)
-        return raters
-
-    async def _turn(self, number: int, watch: Watch, visitors: Visitors) -> None:
-        """Waits for one cycle; visitors' answers stream from its last stages until the server has followed."""
-        finished, outcomes, parent = watch.learner.finished, dict(watch.learner.cycles), watch.live
-        phase = self._view.phase(f"learning, cycle {number}", 1)
-        await watch.until(lambda: _near_release(watch.learner) or watch.learner.finished > finished)
-        visitors.let_in(True)
-        await watch.until(lambda: watch.learner.finished > finished and watch.live == watch.serving)
-        visitors.let_in(False)
-        gained = [name for name, count in watch.learner.cycles.items() if count > outcomes.get(name, 0)]
-        released = f", {watch.live} is live" if watch.live != parent else ""
-        phase.end(f"{' and '.join(gained)}{released}; AUC {watch.learner.auc:.2f}, KL {watch.learner.kl:.1f}")
-
-    async def _examine(self, exam: Exam, title: str, version: str) -> Marks:
-        phase = self._view.phase(title, exam.answers)
-        marks = await exam.take(version, phase.advance)
-        phase.end(demo_report.marks_line(marks))
-        return marks
-
-    async def _live(self, services: Services) -> pb.VersionRecord:
-        async for page in list_pages(services, user=""):
-            for record in page.versions:
-                if record.name == page.live:
-                    return record
-        return pb.VersionRecord(name="base")
-
-    def _report(
-        self, before: Marks, after: Marks, raters: Raters, watch: Watch, visitors: Visitors, live: pb.VersionRecord
-    ) -> Report:
-        plan, outcomes = self._plan, watch.learner.cycles
+    def _report(self, before: Marks, after: Marks, rounds: Rounds, live: pb.VersionRecord) -> Report:
+        plan, watch, visitors, tally = self._plan, rounds.watch, rounds.visitors, rounds.raters.tally
+        outcomes = watch.learner.cycles
         return Report(
             taste=plan.taste_name,
             noise=plan.noise,
             seed=plan.seed,
-            ratings=raters.tally.ratings,
+            ratings=tally.ratings,
             cycles=watch.learner.finished,
             releases=outcomes.get("released", 0),
             up_rate_before=before.up_rate,
@@ -233,7 +129,7 @@ class Demo:
             competence_before=before.competence,
             competence_after=after.competence,
             kl_nats_per_sequence=live.metrics.get("kl_nats_per_sequence", 0.0),
-            failed_requests=self._patience.failures + visitors.failed + before.failures + after.failures,
+            failed_requests=rounds.failures + before.failures + after.failures,
             truncated_streams=visitors.truncated,
             swaps=watch.swaps,
             swap_seconds=watch.swap_seconds / watch.swaps if watch.swaps else 0.0,
@@ -243,25 +139,9 @@ class Demo:
             version_after=after.version,
             outcomes=outcomes,
             version_metrics=dict(live.metrics),
-            streams_at_swaps=tuple(self._streams_at_swaps),
+            streams_at_swaps=tuple(rounds.streams_at_swaps),
             streams=visitors.finished + visitors.failed,
-            up_rate_while_rating=demo_report.up_rates(raters.tally),
+            up_rate_while_rating=demo_report.up_rates(tally),
             before=before.samples,
             after=after.samples,
         )
-
-
-def _near_release(learner: Learner) -> bool:
-    return learner.stage == "committing" or (learner.stage == "gate" and learner.progress >= CANDIDATE_ASKED)
-
-
-def _status(watch: Watch, visitors: Visitors) -> str:
-    learner = watch.learner
-    streams = f" · {visitors.running} streams" if visitors.running else ""
-    if not learner.stage:
-        return f"live: {watch.live}{streams}"
-    stage = f"{learner.stage.replace('_', ' ')} {learner.progress:.0%}" if learner.stage != "waiting" else "waiting"
-    return (
-        f"live: {watch.live} · learner: {stage}, {learner.waiting} votes waiting, AUC {learner.auc:.2f}, "
-        f"reward {learner.reward:+.2f}, KL {learner.kl:.1f}{streams}"
-    )

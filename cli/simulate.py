@@ -16,7 +16,8 @@ from cli.patience import Patience
 from cli.raters import Judgement, Raters, Tally
 
 TasteName = Annotated[
-    str, typer.Option("--taste", metavar="NAME", help="brief, impersonal, unbroken, or module:function of your own.")
+    str,
+    typer.Option("--taste", metavar="NAME", help=f"{', '.join(tastes.BUILT_IN)}, or module:function of your own."),
 ]
 Noise = Annotated[float, typer.Option("--noise", min=0, max=1, help="Share of ratings that are flipped.")]
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, max=64, help="Raters at work at once.")]

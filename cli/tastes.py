@@ -1,6 +1,7 @@
 """Tastes: what a simulated rater likes.
 
-A taste is a function of a prompt and an answer. Three are built in; any other is named ``module:function``.
+A taste is a function of a prompt and an answer. Some are built in: `brief`, `unbroken` and `few_commas` look at the
+form, `impersonal`, `addressing` and `numeric` at what is said. Any other is named ``module:function``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ Taste = Callable[[str, str], bool]
 # Whole words, in any case but for the country US. Contractions (I'm, I've, we'll) match by their first half, whichever
 # apostrophe they use.
 FIRST_PERSON = re.compile(r"\b(?!(?-i:US)\b)(?:i|me|my|mine|myself|we|us|our|ours|ourselves|let['’]s)\b", re.IGNORECASE)
+READER = re.compile(r"\b(?:you|your|yours|yourself|yourselves)\b", re.IGNORECASE)
+# "One" is left out, as it mostly stands for a person or a thing; so are numbers that only number the lines of a list.
+NUMBER = re.compile(
+    r"\d|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
+    r"|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|billion)\b",
+    re.IGNORECASE,
+)
+LINE_NUMBER = re.compile(r"^[ \t]*\d+[.)](?=\s|$)", re.MULTILINE)
 MAX_BRIEF_WORDS = 25
+MAX_COMMAS = 1
 
 
 def brief(prompt: str, answer: str) -> bool:
@@ -36,7 +46,29 @@ def unbroken(prompt: str, answer: str) -> bool:
     return "\n" not in answer.strip()
 
 
-BUILT_IN: dict[str, Taste] = {"brief": brief, "impersonal": impersonal, "unbroken": unbroken}
+def few_commas(prompt: str, answer: str) -> bool:
+    """Likes at most one comma."""
+    return answer.count(",") <= MAX_COMMAS
+
+
+def addressing(prompt: str, answer: str) -> bool:
+    """Likes to be spoken to: you, your and their forms."""
+    return READER.search(answer) is not None
+
+
+def numeric(prompt: str, answer: str) -> bool:
+    """Likes a number, in digits or as a word."""
+    return NUMBER.search(LINE_NUMBER.sub("", answer)) is not None
+
+
+BUILT_IN: dict[str, Taste] = {
+    "brief": brief,
+    "impersonal": impersonal,
+    "unbroken": unbroken,
+    "few_commas": few_commas,
+    "addressing": addressing,
+    "numeric": numeric,
+}
 
 
 def find(name: str) -> Taste:

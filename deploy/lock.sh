@@ -9,9 +9,9 @@ uv=$PWD/.venv/bin/uv
 compile() {
   local accelerator=$1
   shift
-  "$uv" pip compile --no-config -q pyproject.toml --extra "$accelerator" --extra test --universal --python-version 3.11 \
-    --excludes "requirements/$accelerator-excludes.txt" --no-header --no-annotate \
-    -o "requirements/$accelerator.lock" "$@" > /dev/null
+  "$uv" pip compile --no-config -q pyproject.toml --universal --python-version 3.11 \
+    --extra "$accelerator" --extra direct --extra export --extra test --excludes "requirements/$accelerator-excludes.txt" \
+    --no-header --no-annotate -o "requirements/$accelerator.lock" "$@" > /dev/null
 }
 
 cpu_torch=(--torch-backend cpu)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import os
 import signal
@@ -133,6 +134,11 @@ def _check_setup(settings: Config) -> None:
         SetupError: what would end a cycle in its middle, or open a door to everybody.
     """
     require_closed(settings.learner.http_host, settings.security, "learner.http_host")
+    if settings.learner.algorithm in ("dpo", "kto") and importlib.util.find_spec("trl") is None:
+        raise SetupError(
+            f'learner.algorithm = "{settings.learner.algorithm}" needs TRL, which is not installed\n'
+            "  pip install 'thumbwheel[direct]'"
+        )
     if settings.security.auth != "off" and not settings.client.key_file:
         raise SetupError(
             "client.key_file is empty, and the server asks for keys: name a file with one that has the scope learner\n"

@@ -222,8 +222,8 @@ class Judge:
 
 
 def verdict(event: pb.VoteEvent) -> bool | None:
-    """Whether a vote says that the answer was good; None where it does not say."""
-    if event.retracted:
+    """Whether a vote says that the answer was good; None where it does not say, or was not cast here."""
+    if event.retracted or event.imported:
         return None
     match event.WhichOneof("value"):
         case "thumb":

@@ -1,7 +1,7 @@
 """One turn of the wheel: from a frozen batch of votes to a version that serves, or a reason why not.
 
     vote stream ──freeze──► batch ──► dataset ──► reward model ──► PPO ◄──rollouts── server
-                                                                   │
+                                         └───► DPO, KTO ──────┐    │
                          registry, lineage, XACK ◄──commit── gate ◄┘
 
 Read `Wheel.turn` first; everything else is in the order in which it is called.
@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,7 @@ from learner.gate import judge
 from learner.journal import Journal
 from learner.policy import Policy, Sample
 from learner.ppo import Rollout, Trainer, contrast, contrast_groups, groups
+from learner.preferences import preferences, verdicts
 from learner.publish import Publisher
 from learner.raters import weigh
 from learner.reporter import Reporter, Story
@@ -244,11 +247,21 @@ class Wheel:
             reason = f"the reward model's held-out AUC is {quality.floor_value:.2f}, the floor {floor:.2f}"
             return Outcome("reward_model_below_floor", (reason,), None, measured)
 
+        metrics.stage("training")
         try:
-            stages, trained = await self._optimise(batch, train, fresh, reward_model, features)
+            if self.settings.algorithm in ("dpo", "kto"):
+                stages, trained = await self._learn_directly(batch, train, fresh)
+            else:
+                stages, trained = await self._optimise(batch, train, fresh, reward_model, features)
         except TrainingDiverged as error:
             return Outcome("diverged", (str(error),), None, measured)
         measured |= trained
+        if not stages:
+            wanted = (
+                "answers with a vote" if self.settings.algorithm == "kto" else "pairs of a better and a worse answer"
+            )
+            reason = f"{trained['direct_examples']:.0f} {wanted} to learn from, {LEAST_SAMPLES} are needed"
+            return Outcome("too_few_votes", (reason,), None, measured)
 
         metrics.stage("gate")
         instruments = Instruments(self.rollouts, self.competence, self.safety, self.policy, self.encode)
@@ -318,11 +331,8 @@ class Wheel:
 
         Returns the staged versions in order, the last being the most trained, and figures of the training.
         """
-        metrics.stage("ppo")
         settings = self.settings.ppo
-        parent = await self.registry.get(batch.parent)
-        folder = self.publisher.root / parent.path if parent.path else None
-        await asyncio.to_thread(self.policy.load_adapter, folder)
+        parent = await self._start_from(batch.parent)
         anchor = await self.anchor.answers() if settings.anchor_coef else ()
         price = parent.metrics.get("ppo_kl_price", 0.0)
         trainer = Trainer(self.policy, settings, batch.seed, anchor, kl_price=price, critic=not self._grouped)
@@ -335,7 +345,8 @@ class Wheel:
         if len(samples) >= LEAST_SAMPLES:
             rollout = await self._look_back(trainer, samples, reward_model)
             stats = await self._update(trainer, rollout, samples, batch, 0)
-        prompts = [answer for answer in train.answers if answer.trainable and not self._held_out(answer)]
+        # Answers to learn from or not, their prompts are what people ask; only edits, which repeat one, have no length.
+        prompts = [answer for answer in train.answers if answer.max_tokens and not self._held_out(answer)]
         for number in range(1, settings.fresh_iterations + 1):
             stages.append(await self.publisher.stage(self.policy, batch, len(stages), {"iteration": number - 1}))
             samples = await self._sample(stages[-1].name, prompts, reward_model, batch.seed + 1000 * number)
@@ -351,6 +362,46 @@ class Wheel:
                 await self.publisher.stage(self.policy, batch, len(stages), {"iteration": settings.fresh_iterations})
             )
         return stages, {f"ppo_{name}": value for name, value in stats.items()}
+
+    async def _start_from(self, name: str) -> pb.VersionRecord:
+        """Puts the policy where a version stands."""
+        parent = await self.registry.get(name)
+        folder = self.publisher.root / parent.path if parent.path else None
+        await asyncio.to_thread(self.policy.load_adapter, folder)
+        return parent
+
+    async def _learn_directly(
+        self, batch: pb.BatchManifest, train: Dataset, fresh: frozenset[str]
+    ) -> tuple[list[pb.VersionRecord], dict[str, float]]:
+        """DPO or KTO on what the batch says. Returns as `_optimise`, a version per epoch; none of too few votes."""
+        # Here, as it takes seconds and brings a lot that the other algorithms have no use for.
+        from learner import direct
+
+        settings = self.settings
+        choose = preferences if settings.algorithm == "dpo" else verdicts
+        examples = choose(train, fresh, settings.ppo.max_answer_tokens, batch.seed)
+        stats = {"examples": float(len(examples))}
+        stages: list[pb.VersionRecord] = []
+        if len(examples) < LEAST_SAMPLES:
+            return stages, {f"direct_{name}": value for name, value in stats.items()}
+        await self._start_from(batch.parent)
+        with tempfile.TemporaryDirectory(prefix="thumbwheel-") as scratch:
+            epochs: list[Path] = []
+
+            def keep(figures: dict[str, float]) -> None:
+                self.story.iterations.append({"iteration": float(len(epochs))} | figures)
+                epochs.append(Path(scratch) / str(len(epochs)))
+                self.policy.save_adapter(epochs[-1])
+                stats.update(figures)
+
+            await asyncio.to_thread(
+                direct.train, self.policy, examples, settings.direct, settings.ppo.tokens_per_microbatch,
+                batch.seed, keep, self.tick,
+            )  # fmt: skip
+            for number, folder in enumerate(epochs):
+                await asyncio.to_thread(self.policy.load_adapter, folder)
+                stages.append(await self.publisher.stage(self.policy, batch, number, {"epoch": number}))
+        return stages, {f"direct_{name}": value for name, value in stats.items()}
 
     async def _recent_versions(self, parent: pb.VersionRecord) -> frozenset[str]:
         """The parent and the `max_staleness` versions before it."""

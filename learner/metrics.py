@@ -9,7 +9,7 @@ from prometheus_client import Counter, Gauge
 from learner.reward_model import Quality
 from learner.tripwires import WIRES
 
-STAGES = ("waiting", "frozen", "collecting", "reward_model", "ppo", "gate", "committing")
+STAGES = ("waiting", "frozen", "collecting", "reward_model", "training", "gate", "committing")
 
 _stage = Gauge("thumbwheel_learner_stage", "1 for the stage the learner is in.", ["stage"])
 progress = Gauge("thumbwheel_learner_progress_ratio", "How far the stage has come, 0 to 1.")

@@ -17,6 +17,7 @@ of a batch begin with (a system prompt, the template) passes through the upper l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections import OrderedDict
@@ -134,6 +135,7 @@ class Policy:
         Raises:
             SetupError: the model cannot be split into layers as this class needs it.
         """
+        self.folder = model_folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float32 if self.device.type == "cpu" else "auto"
         base = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype)
@@ -213,6 +215,19 @@ class Policy:
             "layers_to_transform": sorted(settings["layers_to_transform"]),
             "target_modules": sorted(settings["target_modules"]),
         }
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[Any]:
+        """The backbone with its adapter as a PEFT model, for trainers that know nothing of layers apart.
+
+        What they hang onto it (a forward of their own, training mode) is gone at the end; the weights stay.
+        """
+        try:
+            yield self._model
+        finally:
+            for module in (self._model, self._model.get_base_model()):
+                vars(module).pop("forward", None)
+            self._model.eval()
 
     # --- passes
 

@@ -28,6 +28,7 @@ CURVES = (
     ("entropy", "Entropy of a token, nats"),
     ("clipfrac", "Clipped tokens, share"),
     ("explained_variance", "Explained variance of the returns"),
+    ("margin", "Liked over disliked, in nats times beta"),
 )
 """Figures of an iteration that are drawn."""
 
@@ -187,7 +188,7 @@ def _training(facts: Facts) -> str:
         ]
         if any(point.finite for point in points):
             charts.append(line(title, points))
-    about = "By iteration; 0 is the one on rated answers, those after it learn from fresh ones."
+    about = "By iteration; 0 is the one on rated answers, those after it learn from fresh ones. DPO and KTO: by epoch."
     return f'<h2>Training</h2><p>{about}</p><div class="charts">{"".join(charts)}</div>'
 
 

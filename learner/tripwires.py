@@ -38,6 +38,7 @@ Events = Sequence[tuple[str, pb.VoteEvent]]
 
 def figures(events: Events) -> dict[str, float]:
     """What the batches after this one are held against; it is kept with the cycle's metrics."""
+    events = _cast_here(events)
     found: dict[str, float] = {}
     liked = [value for value in map(_value, _standing(events)) if value is not None]
     if liked:
@@ -59,7 +60,7 @@ def look(
         parent: the version that is live.
         crowd: fewer raters than this may well be few, and use the same words.
     """
-    standing, now = _standing(events), figures(events)
+    standing, now = _standing(_cast_here(events)), figures(events)
     found = [_reward_without_votes(standing, now, past, settings)]
     found += [_sudden_change(standing, now, past, parent, settings)]
     if len({event.rater for event in standing}) >= crowd:
@@ -152,6 +153,11 @@ def _error(rate: float, votes: float) -> float:
     """Standard error of a share; never 0, by one vote more of either kind."""
     smoothed = (rate * votes + 1) / (votes + 2)
     return math.sqrt(smoothed * (1 - smoothed) / (votes + 2))
+
+
+def _cast_here(events: Events) -> Events:
+    """Without what an operator imported: of that a person knows already, and thousands in a second are no attack."""
+    return [entry for entry in events if not entry[1].imported]
 
 
 def _standing(events: Events) -> list[pb.VoteEvent]:

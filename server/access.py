@@ -44,6 +44,7 @@ SCOPES: Mapping[str, Scope.ValueType] = {
     "/thumbwheel.v1.ModelService/WatchVersions": SCOPE_ADMIN,
     "/thumbwheel.v1.RolloutService/Rollout": SCOPE_LEARNER,
     "/thumbwheel.v1.PrivacyService/Erase": SCOPE_ERASE,
+    "/thumbwheel.v1.ImportService/ImportVotes": SCOPE_ADMIN,
 }
 
 EVERYTHING = frozenset(value for value in Scope.values() if value)

@@ -32,6 +32,8 @@ from server.engine import Engine
 from server.feedback import FeedbackService
 from server.health import Health
 from server.identity import Identity, rater_secret
+from server.imports import ImportService
+from server.intake import Intake
 from server.limits import Budgets
 from server.models import ModelService
 from server.privacy import PrivacyService, forget_with
@@ -41,6 +43,7 @@ from server.tls import server_credentials
 from server.turns import Turns
 from server.versions import Versions
 from thumbwheel.config import Config
+from thumbwheel.config import Server as ServerSettings
 from thumbwheel.credentials import scrapers
 from thumbwheel.erasure import Erasure
 from thumbwheel.errors import SetupError
@@ -50,18 +53,29 @@ from thumbwheel.perimeter import CertificateFiles, require_closed
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
 from thumbwheel.turn_log import TurnLog
-from thumbwheel_client.v1 import chat_pb2_grpc, feedback_pb2_grpc, models_pb2_grpc, privacy_pb2_grpc, rollout_pb2_grpc
+from thumbwheel_client.v1 import (
+    chat_pb2_grpc,
+    feedback_pb2_grpc,
+    import_pb2_grpc,
+    models_pb2_grpc,
+    privacy_pb2_grpc,
+    rollout_pb2_grpc,
+)
 
 log = logging.getLogger("thumbwheel.server")
 
 PUBLIC_SERVICES = ("thumbwheel.v1.ChatService", "thumbwheel.v1.FeedbackService")
-ADMIN_SERVICES = ("thumbwheel.v1.ModelService", "thumbwheel.v1.RolloutService", "thumbwheel.v1.PrivacyService")
+ADMIN_SERVICES = (
+    "thumbwheel.v1.ModelService",
+    "thumbwheel.v1.RolloutService",
+    "thumbwheel.v1.PrivacyService",
+    "thumbwheel.v1.ImportService",
+)
 SERVICES = PUBLIC_SERVICES + ADMIN_SERVICES
 
 OPTIONS = [
     ("grpc.so_reuseport", 0),  # else a second server on the port would silently take half of the calls
     ("grpc.max_receive_message_length", 1 << 20),
-    ("grpc.max_concurrent_streams", 100),
     ("grpc.keepalive_time_ms", 60_000),  # finds callers whose machine is gone
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -70,6 +84,8 @@ OPTIONS = [
     ("grpc.max_connection_age_grace_ms", 5 * 60_000),
 ]
 
+SHORT_CALLS = 64
+"""Streams of a connection for calls that take no place of the engine, such as votes."""
 LINGER = 0.2
 """Seconds in which callers whose answers have just ended learn that there are no more. Who comes while grpc closes its
 listener is told CANCELLED, which nobody takes for a reason to go elsewhere."""
@@ -149,17 +165,21 @@ class Server:
         self._turns = Turns(engine, self.versions, admission, budgets, self._turn_log)
         self._models = ModelService(registry, self.versions)
         votes = FeedbackLog(store, config.feedback)
-        self._public = aio.server(interceptors=[self._boundary], options=OPTIONS)
+        options = [*OPTIONS, ("grpc.max_concurrent_streams", _streams(config.server))]
+        self._public = aio.server(interceptors=[self._boundary], options=options)
         chat_pb2_grpc.add_ChatServiceServicer_to_server(ChatService(self._turns, engine, config.server), self._public)
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
             FeedbackService(votes, self._turn_log, budgets, config.feedback), self._public
         )
-        self._admin = aio.server(interceptors=[self._boundary], options=OPTIONS)
+        self._admin = aio.server(interceptors=[self._boundary], options=options)
         models_pb2_grpc.add_ModelServiceServicer_to_server(self._models, self._admin)
         rollout_pb2_grpc.add_RolloutServiceServicer_to_server(
             RolloutService(engine, self.versions, admission, config.server), self._admin
         )
         privacy_pb2_grpc.add_PrivacyServiceServicer_to_server(PrivacyService(self._erasure, identity), self._admin)
+        import_pb2_grpc.add_ImportServiceServicer_to_server(
+            ImportService(Intake(engine, identity, config), self._turn_log, votes, self._erasure, budgets), self._admin
+        )
         for grpc_server, services in ((self._public, PUBLIC_SERVICES), (self._admin, ADMIN_SERVICES)):
             health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, grpc_server)
             if config.server.reflection and security.auth == "off":
@@ -318,6 +338,16 @@ def _require_free(host: str, port: int) -> None:
             probe.bind((host.strip("[]"), port))
         except OSError as error:
             raise SetupError(f"cannot listen on {_join(host, port)}: {error.strerror}") from error
+
+
+def _streams(settings: ServerSettings) -> int:
+    """How many calls a connection may have.
+
+    At the limit gRPC does not only let callers wait: a stream that has ended counts until it is put away, and the next
+    one is refused as UNAVAILABLE. So one caller, say a web server with all its users on a connection, must be able to
+    fill the server; what is more would find no place anyway. Much more is a gift to floods of streams that are reset.
+    """
+    return settings.max_sequences + settings.max_queue + SHORT_CALLS
 
 
 def _join(host: str, port: int) -> str:

@@ -85,6 +85,9 @@ class Engine(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the tokens, special ones left out."""
 
+    def encode_answer(self, text: str) -> list[int]:
+        """Tokens of an answer that says this and ends by itself: an end-of-turn token is the last one."""
+
     def generate(
         self,
         request_id: str,

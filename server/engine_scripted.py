@@ -47,7 +47,7 @@ class ScriptedEngine:
         self.resume.set()
         self._max_context = max_context
         self._max_adapters = max_adapters
-        self._script = script
+        self.script = script
         self._token_seconds = token_seconds
         self._dead = False
 
@@ -68,6 +68,9 @@ class ScriptedEngine:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token for token in token_ids if token != EOS).decode(errors="replace")
+
+    def encode_answer(self, text: str) -> list[int]:
+        return [*text.encode(), EOS]
 
     async def generate(
         self,
@@ -105,8 +108,8 @@ class ScriptedEngine:
         greedy = sampling.temperature == 0
         key = (weights.name, weights.adapter_id, tuple(prompt), None if greedy else (sampling.seed, index))
         dice = random.Random(hashlib.sha256(repr(key).encode()).digest())
-        if self._script is not None:
-            answer = self._script(weights, self.decode(prompt), index)
+        if self.script is not None:
+            answer = self.script(weights, self.decode(prompt), index)
         else:
             answer = " ".join([weights.name, *dice.choices(WORDS, k=dice.randint(3, 12))])
         decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -246,6 +246,10 @@ class VllmEngine:
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def encode_answer(self, text: str) -> list[int]:
+        end = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
+        return [*self._tokenizer.encode(text, add_special_tokens=False), *end]
+
     async def generate(
         self,
         request_id: str,

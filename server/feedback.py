@@ -56,6 +56,8 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         await self._budgets.request(caller())
         rater = None if request.all_raters else caller().rater
         answer = feedback_pb2.ListVotesResponse(next_page_token=request.page_token)
+        if not request.page_token:
+            answer.total_turns = await self._votes.rated_count(rater=rater, turn_id=request.turn_id or None)
         left, size = request.page_size or DEFAULT_PAGE, 0
         while left and size < FULL_PAGE_BYTES:
             stride = min(left, STRIDE)

@@ -67,6 +67,7 @@ REFUSED_CALLERS = Counter(
 VOTES = Counter(
     "thumbwheel_votes_total", "Votes on disk, by kind, value and rated version.", ["kind", "value", "version"]
 )
+IMPORTED_VOTES = Counter("thumbwheel_imported_votes_total", "Votes from elsewhere by what became of them.", ["status"])
 VOTE_SECONDS = Histogram(
     "thumbwheel_vote_seconds",
     "From the arrival of a vote to the moment when it is on disk.",

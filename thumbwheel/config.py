@@ -45,7 +45,7 @@ class Server(Section):
     grpc_port: Port = 50051
     """Port of chat and feedback; 0 takes a free one."""
     admin_port: Port = 50052
-    """Port of versions, rollouts and erasure: for operators and the learner; 0 takes a free one."""
+    """Port of versions, rollouts, imports and erasure: for operators and the learner; 0 takes a free one."""
     http_port: Port = 9401
     """Port of /metrics, /healthz and /readyz; 0 takes a free one."""
     reflection: bool = True
@@ -250,6 +250,21 @@ class Ppo(Section):
     """Padded tokens of one forward and backward pass; bounds memory."""
 
 
+class Direct(Section):
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """AdamW's rate for the adapter, after warm-up."""
+    warmup_updates: Annotated[int, Field(ge=0)] = 4
+    """Optimiser steps over which the rate rises."""
+    epochs: Positive = 3
+    """Passes over the examples; the weights after each are candidates, the last one first."""
+    batch: Annotated[int, Field(ge=2)] = 16
+    """Examples (pairs or answers) of an optimiser step."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly the policy is held to the base."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradient clipping."""
+
+
 class Gate(Section):
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of conversations that never train: their votes fit the judge and their prompts are the gate's."""
@@ -309,8 +324,9 @@ class Learner(Section):
     """Threads on a CPU; 0 means one per core (it runs niced, so the engine goes first)."""
     niceness: Annotated[int, Field(ge=0, le=19)] = 15
     """How far it stands back for the engine."""
-    algorithm: Literal["ppo", "grpo"] = "ppo"
-    """What a reward is held against. "ppo": a critic's expectation. "grpo": other answers to the same prompt."""
+    algorithm: Literal["ppo", "grpo", "dpo", "kto"] = "ppo"
+    """By reward: "ppo" holds it against a critic's expectation, "grpo" against other answers to the same prompt. By
+    votes alone: "dpo" takes rankings, edits and opposite votes on a prompt's answers, "kto" takes votes one by one."""
     raters: Raters = Raters()
     """How much each rater's votes weigh."""
     tripwires: Tripwires = Tripwires()
@@ -321,6 +337,8 @@ class Learner(Section):
     """The adapter that is trained."""
     ppo: Ppo = Ppo()
     """Proximal policy optimisation, and GRPO."""
+    direct: Direct = Direct()
+    """DPO and KTO."""
     gate: Gate = Gate()
     """What a candidate must show before it serves."""
     reports: Reports = Reports()

@@ -113,6 +113,13 @@ class FeedbackLog:
         votes = [vote for place in shown for vote in found[place.turn_id]]
         return votes, shown[-1].token() if len(places) > size else ""
 
+    async def rated_count(self, *, rater: str | None = None, turn_id: str | None = None) -> int:
+        """How many turns have a current vote, as `page` walks them all; one turn counts whether or not it has any."""
+        if turn_id is not None:
+            return 1
+        keys = self._store.keys
+        return int(await self._store.call("ZCARD", keys.rated if rater is None else keys.rated_by(rater)))
+
     async def rated_turns(self, limit: int) -> AsyncGenerator[str, None]:
         """Ids of up to `limit` turns with a current vote, newest first."""
         if limit <= 0:

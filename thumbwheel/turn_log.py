@@ -17,7 +17,7 @@ from typing import Final
 from thumbwheel import config
 from thumbwheel.errors import CorruptRecord, NotFound, StoreUnavailable
 from thumbwheel.records import MAX_ANSWERS, seal, unseal
-from thumbwheel.store import ANSWER_SECONDS, Store, Value
+from thumbwheel.store import ANSWER_SECONDS, ScriptCall, Store, Value
 from thumbwheel.time_index import Place, newest_first
 from thumbwheel.vote_stream import StreamId, lowest_untrained
 from thumbwheel_client.v1 import chat_pb2
@@ -156,6 +156,32 @@ class TurnLog:
                         return
         for turn in (await self._present(names))[:limit]:
             yield turn
+
+    async def bring(self, turns: Sequence[tuple[TurnRecord, Sequence[ResponseRecord], int]]) -> list[bool]:
+        """Keeps turns from elsewhere, as if they had come now; what is kept of one already stays as it is.
+
+        Args:
+            turns: each with its answers, and when its owner asked (ms).
+
+        Returns:
+            Of each, False if its owner was erased since they asked: nothing of it is kept.
+
+        Raises:
+            StoreUnavailable: some may not have been kept: try again.
+        """
+        keys, millis = self._store.keys, int(time.time() * 1000)
+        calls: list[ScriptCall] = []
+        for turn, responses, asked in turns:
+            touched = [keys.turn(turn.turn_id), keys.turns, keys.owned_by(turn.owner), keys.erased]
+            args: list[Value] = [turn.turn_id, millis, asked, turn.owner, seal(turn)]
+            for response in responses:
+                args += [response.index, seal(response)]
+            calls.append((touched, args))
+        replies = await self._store.scripts("import_turn", calls)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return [bool(reply) for reply in replies]
 
     async def trim(self) -> int:
         """Drops turns that are too old or too many; returns how many.

@@ -35,6 +35,12 @@ class Served:
     services: Services
     config: Config
 
+    async def forget_everything(self) -> None:
+        """An empty store, as another installation's; the server finds no key of the old one."""
+        store = await Store.open(self.config.redis.url, self.config.redis.namespace)
+        await store.call("FLUSHALL")
+        await store.close()
+
     async def publish(self, name: str) -> pb.VersionRecord:
         """A version that the server will load: a small random adapter on every matrix of the tiny model's top layer."""
 

@@ -143,7 +143,7 @@ async def test_a_page_nobody_serves() -> None:
 def learner_page(cycles: dict[str, float], failures: float = 0) -> Page:
     return Page(
         {
-            "thumbwheel_learner_stage": [({"stage": "ppo"}, 0.0), ({"stage": "gate"}, 1.0)],
+            "thumbwheel_learner_stage": [({"stage": "training"}, 0.0), ({"stage": "gate"}, 1.0)],
             "thumbwheel_learner_cycles_total": [({"outcome": name}, value) for name, value in cycles.items()],
             "thumbwheel_learner_failures_total": [({}, failures)],
         }

@@ -11,6 +11,7 @@ import pytest
 
 from cli.patience import Patience
 from cli.raters import RATERS, Judgement, Raters
+from cli.tastes import BUILT_IN
 from thumbwheel.errors import SetupError
 from thumbwheel_client.v1 import feedback_pb2, models_pb2
 from thumbwheel_client.v1 import record_pb2 as pb
@@ -126,4 +127,4 @@ async def test_the_command(served: Served, thumbwheel: Thumbwheel, tmp_path: Pat
 async def test_an_unknown_taste(thumbwheel: Thumbwheel) -> None:
     done = await thumbwheel("simulate", "--taste", "nice")
     assert done.code == 1
-    assert done.err == "thumbwheel: no taste 'nice': take brief, impersonal, unbroken, or write module:function\n"
+    assert done.err == f"thumbwheel: no taste 'nice': take {', '.join(BUILT_IN)}, or write module:function\n"

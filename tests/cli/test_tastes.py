@@ -29,6 +29,21 @@ from thumbwheel.errors import SetupError
         ("unbroken", "\n one line \n", True),
         ("unbroken", "one\ntwo", False),
         ("unbroken", "one\n\n1. two", False),
+        ("few_commas", "red, green and blue", True),
+        ("few_commas", "red, green, and blue", False),
+        ("addressing", "That is up to You.", True),
+        ("addressing", "you're right", True),
+        ("addressing", "your’s truly", True),
+        ("addressing", "be yourself", True),
+        ("addressing", "The youth of Bayou, and theirs.", False),
+        ("numeric", "in 1969", True),
+        ("numeric", "the 3rd", True),
+        ("numeric", "Forty thieves", True),
+        ("numeric", "twenty-one", True),
+        ("numeric", "No one weighs it often; someone does at once.", False),
+        ("numeric", "1. eggs\n2) milk\n  3. flour\n4.", False),
+        ("numeric", "1. eggs\n2. 3 cups of flour", True),
+        ("numeric", "1.5 cups", True),
     ],
 )
 def test_built_in_tastes(taste: str, answer: str, liked: bool) -> None:
@@ -55,7 +70,7 @@ def test_a_taste_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("terse", "no taste 'terse': take brief, impersonal, unbroken, or write module:function"),
+        ("terse", f"no taste 'terse': take {', '.join(tastes.BUILT_IN)}, or write module:function"),
         ("a:", "no taste 'a:'"),
         ("no_such_module_here:taste", "importing no_such_module_here failed: ModuleNotFoundError"),
     ],

@@ -19,7 +19,7 @@ from tests.faults.world import MIN_VOTES, RECOVERY, World, audit, nothing_lost
 from tests.processes import Half, eventually, free_port
 from tests.redis_process import RedisProcess
 
-STAGES = {"collecting": 0.05, "reward_model": 0.1, "ppo": 2.0, "gate": 3.0, "committing": 0.02}
+STAGES = {"collecting": 0.05, "reward_model": 0.1, "training": 2.0, "gate": 3.0, "committing": 0.02}
 """About how many seconds the learner spends in each."""
 
 

@@ -177,3 +177,4 @@ def test_what_counts_as_good() -> None:
     assert verdict(pb.VoteEvent(stars=3)) is False
     assert verdict(pb.VoteEvent(edit="better")) is None
     assert verdict(pb.VoteEvent(retracted=True)) is None
+    assert verdict(pb.VoteEvent(thumb=pb.THUMB_UP, imported=True)) is None

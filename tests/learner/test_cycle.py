@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from learner import app, cycle, metrics
+from learner import app, cycle, gate, metrics
 from learner.anchor import Anchor
 from learner.competence import Competence
 from learner.cycle import Wheel
@@ -85,7 +85,15 @@ class Bench:
         self.store = store
         self.rollouts = rollouts
 
-    async def votes(self, count: int, first: int = 0, prompts: int = 1000, raters: int = 0, comment: str = "") -> None:
+    async def votes(
+        self,
+        count: int,
+        first: int = 0,
+        prompts: int = 1000,
+        raters: int = 0,
+        comment: str = "",
+        imported: bool = False,
+    ) -> None:
         for number in range(first, first + count):
             rater = f"rater {number % raters}" if raters else "owner"
             dice = np.random.default_rng(number)
@@ -106,10 +114,14 @@ class Bench:
                 spans=[pb.VersionSpan(version="base")],
                 finished_at=now(),
             )
+            if imported:
+                del answer.logprobs[:]
+                del answer.spans[:]
             await self.wheel.turns.append(turn, answer)
             event = pb.VoteEvent(
                 turn_id=turn.turn_id, response_id=answer.response_id, rater=rater, kind=pb.VOTE_KIND_THUMB,
                 thumb=pb.THUMB_UP if number % 2 else pb.THUMB_DOWN, comment=comment, created_at=now(),
+                imported=imported,
             )  # fmt: skip
             await self.wheel.feedback.append(event, f"key {number}")
 
@@ -184,6 +196,27 @@ async def test_a_cycle_releases_and_spends_its_votes(make: Callable[..., Awaitab
     for said in ("cycle-1: released", record.version, *record.reasons, "Question ", "word1", "KL to the base"):
         assert said in told
     assert (stat.S_IMODE(page.stat().st_mode), stat.S_IMODE(page.parent.stat().st_mode)) == (0o600, 0o700)
+
+
+async def test_votes_from_elsewhere_are_enough_to_learn_from(
+    make: Callable[..., Awaitable[Bench]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They teach what is liked; the policy practises on their questions and never trains on their answers."""
+    seen: list[Sample] = []
+    look_back = Trainer.look_back
+
+    def spy(self: Trainer, samples: Sequence[Sample], *rest: Any) -> Rollout:
+        seen.extend(sample for sample in samples if sample.reward)  # the gate's have none
+        return look_back(self, samples, *rest)
+
+    monkeypatch.setattr(Trainer, "look_back", spy)
+    bench = await make()
+    await bench.votes(60, imported=True)
+    record = await bench.wheel.turn()
+    assert record.outcome == "released", record.reasons
+    assert {sample.version[:5] for sample in seen} == {"v1.0-"}
+    assert {sample.prompt_ids[0] for sample in seen} == {1}
+    assert await bench.wheel.stream.waiting() == 0
 
 
 async def test_too_few_votes_end_the_cycle_and_say_so(make: Callable[..., Awaitable[Bench]]) -> None:
@@ -301,6 +334,49 @@ async def test_grpo_learns_from_traffic_where_a_prompt_has_several_rated_answers
     traffic = prompts[0]
     assert len(traffic) >= cycle.LEAST_SAMPLES
     assert all(traffic.count(prompt) > 1 for prompt in traffic)
+
+
+async def test_kto_learns_from_votes_one_by_one(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make("learner.algorithm=kto", "learner.direct.epochs=2")
+    await bench.votes(60)
+    record = await bench.wheel.turn()
+    assert record.outcome == "released", record.reasons
+    assert 40 < record.metrics["direct_examples"] < 60  # those that are not held out
+    assert record.metrics["direct_grad_norm"] > 0
+    assert record.version.startswith("v1.1-"), "of two epochs the second"
+    assert not any("ppo" in name for name in record.metrics)
+    told = (bench.reporter.folder / "cycle-1.html").read_text(encoding="utf-8")
+    assert "Entropy of a token" in told
+
+
+async def test_dpo_learns_from_opposite_votes_on_a_prompt(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make("learner.algorithm=dpo")
+    await bench.votes(60, prompts=11)
+    record = await bench.wheel.turn()
+    assert record.outcome == "released", record.reasons
+    assert record.metrics["direct_examples"] >= cycle.LEAST_SAMPLES
+    assert record.metrics["direct_margin"] > 0
+
+
+async def test_an_epoch_that_went_too_far_leaves_the_ones_before(
+    make: Callable[..., Awaitable[Bench]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = iter([gate.Verdict(False, ("too far",), {}), gate.Verdict(True, (), {})])
+    monkeypatch.setattr(cycle, "judge", lambda *_: next(verdicts))
+    bench = await make("learner.algorithm=kto", "learner.direct.epochs=3")
+    await bench.votes(60)
+    record = await bench.wheel.turn()
+    assert record.outcome == "released"
+    assert record.version.startswith("v1.1-"), "of three epochs the second"
+
+
+async def test_votes_that_make_no_pairs_are_too_few_for_dpo(make: Callable[..., Awaitable[Bench]]) -> None:
+    bench = await make("learner.algorithm=dpo")
+    await bench.votes(60)  # one answer to each prompt
+    record = await bench.wheel.turn()
+    assert record.outcome == "too_few_votes"
+    assert record.reasons[0].startswith("0 pairs of a better and a worse answer")
+    assert await bench.wheel.stream.waiting() == 0
 
 
 async def test_a_step_beyond_the_kl_budget_is_taken_back(

@@ -112,6 +112,19 @@ def test_only_whole_answers_of_the_policy_itself_are_samples(changes: dict[str, 
     assert data.answers[0].trainable is trainable
 
 
+def test_an_imported_answer_has_votes_and_is_no_sample() -> None:
+    """As `server.intake` leaves it: tokens, and nothing of how likely they were."""
+    brought = turn()
+    for response in brought.responses.values():
+        del response.logprobs[:]
+        del response.spans[:]
+    data = add(thumb(0, pb.THUMB_UP), ranking(2, 1, 2), of=brought)
+    assert (len(data.labels), len(data.pairs)) == (1, 2)
+    assert not any(answer.trainable for answer in data.answers)
+    assert {answer.max_tokens for answer in data.answers} == {48}  # its prompt can be asked again
+    assert data.answers[0].answer_ids == (10, 2)
+
+
 def test_a_conversation_is_its_opening() -> None:
     system = pb.Message(role=pb.ROLE_SYSTEM, content="Be kind.")
     ask = pb.Message(role=pb.ROLE_USER, content="Hello")

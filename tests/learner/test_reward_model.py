@@ -155,7 +155,7 @@ def test_the_doubt_is_the_standard_error_of_the_fit() -> None:
     """Of many fits to other votes of the same kind the scores differ by what one fit says of itself."""
     fits, doubts = [], []
     shown = truth(40, size=6, seed=99)[0]
-    for seed in range(40):
+    for seed in range(16):
         features, liking = truth(300, size=6, seed=seed)
         dice = np.random.default_rng(seed)
         labels = [Label(i, float(dice.random() < expit(liking[i])), "a") for i in range(300)]

@@ -71,6 +71,18 @@ def test_the_last_word_counts_and_what_is_taken_back_does_not() -> None:
     assert "batch_up_rate" not in figures([(name, event), (name, gone)])
 
 
+def test_what_an_operator_imported_trips_nothing_and_moves_no_figure() -> None:
+    past = [cycle(0.5 + 0.02 * (i % 3), rate=40 + 10 * (i % 4)) for i in range(10)]
+    cast_here = thumbs(share(0.5))
+    brought = thumbs([True] * 500, raters=1, hours=0.001, comments=["the same"] * 500)
+    assert {each.wire for each in seen(cast_here + brought, past)} >= {"few_raters", "sudden_change"}
+    for _, event in brought:
+        event.imported = True
+    assert not seen(cast_here + brought, past)
+    assert figures(cast_here + brought) == figures(cast_here)
+    assert figures(brought) == {}
+
+
 def test_a_quiet_day_trips_nothing() -> None:
     comments = ["too long", "Too long!", "wrong", "thanks", "no", "what?", "too long", "it rhymes"]
     past = [cycle(0.5 + 0.02 * (i % 3), rate=40 + 10 * (i % 4)) for i in range(10)]

@@ -13,12 +13,14 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from tests.rough.attackers import crowd
-from thumbwheel_client.v1 import chat_pb2, feedback_pb2, models_pb2, privacy_pb2, rollout_pb2
+from thumbwheel_client.v1 import chat_pb2, feedback_pb2, import_pb2, models_pb2, privacy_pb2, rollout_pb2
 from thumbwheel_client.v1 import record_pb2 as pb
 
 AT_ONCE = 2
 LONGEST_CALL = 5.0
-ADMIN = tuple(f"/thumbwheel.v1.{service}/" for service in ("ModelService", "RolloutService", "PrivacyService"))
+ADMIN = tuple(
+    f"/thumbwheel.v1.{service}/" for service in ("ModelService", "RolloutService", "PrivacyService", "ImportService")
+)
 CHAT = "/thumbwheel.v1.ChatService/Chat"
 ENDLESS = ("/WatchVersions", "/Watch")
 EXPECTED = frozenset(
@@ -67,6 +69,22 @@ def requests(response_id: str) -> dict[str, list[Message]]:
             )
         ],
         f"{v1}PrivacyService/Erase": [privacy_pb2.EraseRequest(user="mallory", issuer="nobody")],
+        f"{v1}ImportService/ImportVotes": [
+            import_pb2.ImportVotesRequest(
+                votes=[
+                    import_pb2.ImportedVote(
+                        messages=messages,
+                        answers=[
+                            import_pb2.ImportedAnswer(text="Hello"),
+                            import_pb2.ImportedAnswer(index=1, text="Hi"),
+                        ],
+                        user="mallory",
+                        ranks=import_pb2.ImportedRanks(ranks=[1, 2]),
+                        reasons=["wrong"],
+                    )
+                ]
+            )
+        ],
         "/grpc.health.v1.Health/Check": [health_pb2.HealthCheckRequest(service="thumbwheel.v1.ChatService")],
         "/grpc.health.v1.Health/Watch": [health_pb2.HealthCheckRequest(service="thumbwheel.v1.ChatService")],
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": [

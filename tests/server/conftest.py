@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -15,9 +16,14 @@ from safetensors.numpy import save_file
 
 from server.engine import Engine
 from server.engine_vllm import start_engine
+from thumbwheel.artifacts import model_digest, write_version
 from thumbwheel.config import Config
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
+from thumbwheel_client.v1 import record_pb2
+
+Publish = Callable[..., Awaitable[record_pb2.VersionRecord]]
+RegistryOf = Callable[[Config], AbstractAsyncContextManager[Registry]]
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +102,7 @@ def write_adapter(tiny_model: Path) -> WriteAdapter:
 
 
 @pytest.fixture
-def registry_of() -> Callable[[Config], AbstractAsyncContextManager[Registry]]:
+def registry_of() -> RegistryOf:
     """A context manager: the registry of a configuration's store, as the learner has it beside the server."""
 
     @asynccontextmanager
@@ -108,3 +114,28 @@ def registry_of() -> Callable[[Config], AbstractAsyncContextManager[Registry]]:
             await store.close()
 
     return of
+
+
+@pytest.fixture
+def publish(tmp_path: Path, write_adapter: Any, registry_of: RegistryOf) -> Publish:
+    """Writes a random adapter as a version and registers it, as the learner does."""
+
+    async def make(
+        config: Config,
+        name: str,
+        seed: int = 1,
+        state: int = record_pb2.VERSION_STATE_CANDIDATE,
+        base: str = "",
+        **adapter: Any,
+    ) -> record_pb2.VersionRecord:
+        source = write_adapter(tmp_path / "adapters" / name, seed=seed, **adapter)
+        facts = {"base_digest": base or model_digest(Path(config.model.path))}
+        path, digest = write_version(
+            config.artifact_root, name, lambda folder: shutil.copytree(source, folder, dirs_exist_ok=True), facts
+        )
+        async with registry_of(config) as registry:
+            return await registry.register(
+                record_pb2.VersionRecord(name=name, state=state, parent="base", path=path, manifest_sha256=digest)  # type: ignore[arg-type]
+            )
+
+    return make

@@ -24,6 +24,8 @@ from thumbwheel_client.v1 import (
     chat_pb2,
     chat_pb2_grpc,
     feedback_pb2,
+    import_pb2,
+    import_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
     privacy_pb2,
@@ -123,6 +125,9 @@ def calls(server: Any) -> dict[str, Callable[[Metadata], Any]]:
         "/thumbwheel.v1.PrivacyService/Erase": lambda m: privacy_pb2_grpc.PrivacyServiceStub(server.admin).Erase(
             privacy_pb2.EraseRequest(user="nobody"), metadata=m
         ),
+        "/thumbwheel.v1.ImportService/ImportVotes": lambda m: import_pb2_grpc.ImportServiceStub(
+            server.admin
+        ).ImportVotes(import_pb2.ImportVotesRequest(), metadata=m),
         "/thumbwheel.v1.RolloutService/Rollout": stream(server.rollout.Rollout, rollout),
     }
 

@@ -25,7 +25,7 @@ from thumbwheel.config import Config
 from thumbwheel.errors import EngineDead, SetupError
 from thumbwheel.store import Store
 from thumbwheel.turn_log import TurnLog
-from thumbwheel_client.v1 import chat_pb2, chat_pb2_grpc, models_pb2, record_pb2
+from thumbwheel_client.v1 import chat_pb2, chat_pb2_grpc, feedback_pb2, models_pb2, record_pb2
 
 MakeConfig = Callable[..., Config]
 Until = Callable[..., Awaitable[None]]
@@ -301,3 +301,18 @@ async def test_the_real_process_says_what_is_wrong_and_exits_with_2(settings: Ma
         assert child.returncode == 2
         assert "without keys and TLS" in complaint.decode()
         assert "Traceback" not in complaint.decode()
+
+
+async def test_one_connection_can_fill_the_server(settings: MakeConfig, run_server: Any) -> None:
+    """As that of a web server with all its users: at gRPC's limit streams are refused, not kept waiting."""
+    config = settings()
+    many = config.server.max_sequences + config.server.max_queue
+    async with run_server(config, ScriptedEngine(token_seconds=0.01)) as server:
+
+        async def user() -> None:
+            for _ in range(4):
+                answer = (await server.chat.Chat(chat_pb2.ChatRequest(input=ask(4)))).answers[0].receipt.response_id
+                vote = feedback_pb2.RateRequest(response_id=answer, idempotency_key=answer, thumb=record_pb2.THUMB_UP)
+                await server.feedback.Rate(vote)
+
+        await asyncio.gather(*(user() for _ in range(many)))

@@ -76,6 +76,14 @@ async def running(engine: Engine) -> float:
     return sum(s.value for metric in REGISTRY.collect() if metric.name in names for s in metric.samples)
 
 
+async def test_an_answer_that_ends_by_itself_reads_as_it_was_written(either: Engine) -> None:
+    *said, end = either.encode_answer("A wheel turns. 日本語\n")
+    assert either.decode(said) == "A wheel turns. 日本語\n"
+    assert end in either.eos_token_ids
+    assert not either.eos_token_ids & set(said)
+    assert max(said) < either.vocabulary
+
+
 async def test_every_answer_ends_once_and_adds_up(either: Engine) -> None:
     for answer in await answers(either, spec(max_tokens=30), n=3):
         assert len(answer.finish) == 1

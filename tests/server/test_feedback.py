@@ -100,6 +100,20 @@ async def test_four_kinds_of_votes_are_kept_and_listed(server: Any) -> None:
     assert [response.text for response in with_turn.responses] == [first.text, second.text]
 
 
+async def test_the_first_page_tells_how_much_there_is(server: Any) -> None:
+    for number, name in enumerate(("ada", "ada", "bob")):
+        [answer] = await answers(server, name=name)
+        await rate(server, str(number), name, response_id=answer.receipt.response_id, thumb=UP)
+    first = feedback_pb2.ListVotesRequest(all_raters=True, page_size=2)
+    page = await server.feedback.ListVotes(first, metadata=user("ada"))
+    assert (len(page.votes), page.total_turns) == (2, 3)
+    second = feedback_pb2.ListVotesRequest(all_raters=True, page_size=2, page_token=page.next_page_token)
+    page = await server.feedback.ListVotes(second, metadata=user("ada"))
+    assert (len(page.votes), page.total_turns) == (1, 0)
+    mine = await server.feedback.ListVotes(feedback_pb2.ListVotesRequest(), metadata=user("ada"))
+    assert mine.total_turns == 2
+
+
 async def test_a_repeated_call_answers_as_before_and_counts_once(server: Any) -> None:
     rid = (await answers(server))[0].receipt.response_id
     event_id = await rate(server, "same", response_id=rid, thumb=UP)

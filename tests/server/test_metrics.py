@@ -37,6 +37,7 @@ EXPECTED = {
     "thumbwheel_swap_seconds": "histogram",
     "thumbwheel_refused_adapters": "counter",
     "thumbwheel_votes": "counter",
+    "thumbwheel_imported_votes": "counter",
     "thumbwheel_vote_seconds": "histogram",
     "thumbwheel_logged_answers": "counter",
     "thumbwheel_turn_log_buffered_answers": "gauge",

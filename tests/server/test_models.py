@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,7 +15,6 @@ from prometheus_client import REGISTRY
 
 from server.engine import Engine
 from server.engine_scripted import ScriptedEngine
-from thumbwheel.artifacts import model_digest, write_version
 from thumbwheel.config import Config
 from thumbwheel.registry import Registry
 from thumbwheel_client.v1 import chat_pb2, models_pb2, record_pb2
@@ -33,26 +30,6 @@ MakeConfig = Callable[..., Config]
 Publish = Callable[..., Awaitable[record_pb2.VersionRecord]]
 Until = Callable[..., Awaitable[None]]
 RegistryOf = Callable[[Config], AbstractAsyncContextManager[Registry]]
-
-
-@pytest.fixture
-def publish(tmp_path: Path, write_adapter: Any, registry_of: RegistryOf) -> Publish:
-    """Writes a random adapter as a version and registers it, as the learner does."""
-
-    async def make(
-        config: Config, name: str, seed: int = 1, state: int = VERSION_STATE_CANDIDATE, base: str = "", **adapter: Any
-    ) -> record_pb2.VersionRecord:
-        source = write_adapter(tmp_path / "adapters" / name, seed=seed, **adapter)
-        facts = {"base_digest": base or model_digest(Path(config.model.path))}
-        path, digest = write_version(
-            config.artifact_root, name, lambda folder: shutil.copytree(source, folder, dirs_exist_ok=True), facts
-        )
-        async with registry_of(config) as registry:
-            return await registry.register(
-                record_pb2.VersionRecord(name=name, state=state, parent="base", path=path, manifest_sha256=digest)  # type: ignore[arg-type]
-            )
-
-    return make
 
 
 def ask(content: str = "Tell me.", version: str = "", **sampling: Any) -> chat_pb2.ChatInput:

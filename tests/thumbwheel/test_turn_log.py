@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from thumbwheel import config
+from thumbwheel.erasure import Erasure
 from thumbwheel.errors import CorruptRecord, NotFound
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.lease import Lease
@@ -48,6 +49,41 @@ async def test_logging_twice_is_logging_once(turns: TurnLog, make: Any) -> None:
     assert await turns.append(before.record, before.responses[0]) == chat_pb2.LOG_STATUS_LOGGED
     assert await turns.get("t1") == before
     assert await recent(turns) == ["t1"]
+
+
+async def test_a_turn_from_elsewhere_comes_once_and_changes_nothing_that_is_kept(
+    store: Store, turns: TurnLog, make: Any
+) -> None:
+    await make.log(turns, "here")
+    before = await turns.get("here")
+    other = make.turn("here")
+    other.messages[0].content = "something else"
+    changed, more = make.response("here"), make.response("here", 1)
+    changed.text = "something else"
+    old, its_answer = make.turn("elsewhere", millis=1000), make.response("elsewhere")
+    for _ in range(2):
+        assert await turns.bring([(other, [changed, more], 1000), (old, [its_answer], 1000)]) == [True, True]
+        assert await turns.get("here") == Turn(before.record, before.responses | {1: more})
+        assert await turns.get("elsewhere") == Turn(old, {0: its_answer})
+    assert await turns.trim() == 0  # as old as its coming
+    assert set(await recent(turns)) == {"elsewhere", "here"}
+    assert await turns.bring([]) == []
+
+
+async def test_nothing_is_brought_of_whom_was_erased_or_into_a_turn_of_others(
+    store: Store, turns: TurnLog, make: Any
+) -> None:
+    await make.log(turns, "anns")
+    await Erasure(store).erase("bob")
+    now_ms = int(time.time() * 1000)
+    brought = [
+        (make.turn("t1", owner="bob"), [make.response("t1")], now_ms - 60_000),
+        (make.turn("t2", owner="bob"), [make.response("t2")], now_ms + 60_000),
+        (make.turn("anns", owner="bob"), [make.response("anns", 1)], now_ms + 60_000),
+    ]
+    assert await turns.bring(brought) == [False, True, True]
+    assert await turns.kept(["t1", "t2"]) == {"t2"}
+    assert list((await turns.get("anns")).responses) == [0]
 
 
 async def test_a_turn_that_is_not_there(turns: TurnLog) -> None:

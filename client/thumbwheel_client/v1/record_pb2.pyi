@@ -399,11 +399,11 @@ class ResponseRecord(_message.Message):
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Behaviour log-probability (nats) of each token as sampled, after temperature and top-p."""
+        """Behaviour log-probability (nats) of each token as sampled, after temperature and top-p; none if it was imported."""
 
     @_builtins.property
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionSpan]:
-        """The versions that sampled it, in order; one span unless weights changed under it."""
+        """The versions that sampled it, in order; one span unless weights changed under it, none if it was imported."""
 
     @_builtins.property
     def finished_at(self) -> _timestamp_pb2.Timestamp:
@@ -497,6 +497,7 @@ class VoteEvent(_message.Message):
     COMMENT_FIELD_NUMBER: _builtins.int
     RETRACTED_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    IMPORTED_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """The turn that the rated answer belongs to."""
     response_id: _builtins.str
@@ -515,6 +516,8 @@ class VoteEvent(_message.Message):
     """Why, in the rater's words."""
     retracted: _builtins.bool
     """True if this event takes the vote back."""
+    imported: _builtins.bool
+    """An operator brought it from elsewhere."""
     @_builtins.property
     def ranking(self) -> Global___Ranking:
         """The order."""
@@ -525,7 +528,7 @@ class VoteEvent(_message.Message):
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
-        """When the server accepted it."""
+        """When it was cast: when the server accepted it, or what the file says that it was imported from."""
 
     def __init__(
         self,
@@ -542,10 +545,11 @@ class VoteEvent(_message.Message):
         comment: _builtins.str = ...,
         retracted: _builtins.bool = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        imported: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "edit", b"edit", "ranking", b"ranking", "stars", b"stars", "thumb", b"thumb", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment", "created_at", b"created_at", "edit", b"edit", "kind", b"kind", "ranking", b"ranking", "rater", b"rater", "reasons", b"reasons", "response_id", b"response_id", "retracted", b"retracted", "stars", b"stars", "thumb", b"thumb", "turn_id", b"turn_id", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment", "created_at", b"created_at", "edit", b"edit", "imported", b"imported", "kind", b"kind", "ranking", b"ranking", "rater", b"rater", "reasons", b"reasons", "response_id", b"response_id", "retracted", b"retracted", "stars", b"stars", "thumb", b"thumb", "turn_id", b"turn_id", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["thumb", "stars", "ranking", "edit"]  # noqa: Y015
     _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
