@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -45,6 +46,9 @@ StreamChat: gRPC repeats nothing of which it has seen a first message, and the r
 what is repeated has not been sampled, and neither does a question that kills the engine go on to the next server.
 Chat is not repeated: its first message is its last, so nobody can tell whether the lost answer had been sampled.
 """
+
+_ADDRESS = re.compile(r"(?:dns:(?:///)?|ipv4:|ipv6:)?(?:\[(?P<bracketed>[^]]+)\]|(?P<host>[^][:/,]+))(?::\d+)?")
+"""One host, with or without a port."""
 
 OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.service_config", SERVICE_CONFIG),
@@ -118,20 +122,12 @@ class Connection:
 
 def on_this_machine(target: str) -> bool:
     """Whether what is sent to this target stays here. False for whatever is not plainly so."""
-    scheme, colon, rest = target.partition(":")
-    match scheme:
-        case "unix" | "unix-abstract":
-            return bool(colon)
-        case "dns":
-            return _is_loopback(rest.rpartition("/")[2])
-        case "ipv4" | "ipv6":
-            return all(_is_loopback(address) for address in rest.split(","))
-        case _:
-            return _is_loopback(target)
-
-
-def _is_loopback(address: str) -> bool:
-    host = address[1:].partition("]")[0] if address.startswith("[") else address.partition(":")[0]
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    plain = _ADDRESS.fullmatch(target)
+    if plain is None:
+        return False
+    host = plain["bracketed"] or plain["host"]
     if host == "localhost":
         return True
     try:
