@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         TimedOut,
         Unavailable,
     )
-    from thumbwheel_client.question import Message, Options, Role
+    from thumbwheel_client.question import Message, MessageDict, Options, Role, Said
     from thumbwheel_client.stream import Stream
     from thumbwheel_client.tls import TLS
     from thumbwheel_client.transcript import Piece
@@ -57,6 +57,7 @@ __all__ = [
     "Kind",
     "LogStatus",
     "Message",
+    "MessageDict",
     "NotAllowed",
     "NotAuthenticated",
     "NotFound",
@@ -69,6 +70,7 @@ __all__ = [
     "Receipt",
     "Retryable",
     "Role",
+    "Said",
     "ServerError",
     "Span",
     "Stream",

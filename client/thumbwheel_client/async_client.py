@@ -10,7 +10,7 @@ from thumbwheel_client import question, vote
 from thumbwheel_client.answer import Answer, answer_of
 from thumbwheel_client.async_stream import AsyncStream
 from thumbwheel_client.connection import CHAT_SECONDS, DEFAULT_TARGET, VOTE_SECONDS, Connection
-from thumbwheel_client.question import Message, Options
+from thumbwheel_client.question import Options, Said
 from thumbwheel_client.tls import TLS
 from thumbwheel_client.translation import translated
 from thumbwheel_client.v1 import chat_pb2, feedback_pb2
@@ -50,18 +50,16 @@ class AsyncClient:
         self._closed = False
 
     @overload
-    async def chat(
-        self, said: str | Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
-    ) -> Answer: ...
+    async def chat(self, said: Said, *, timeout: float | None = None, **options: Unpack[Options]) -> Answer: ...
 
     @overload
     async def chat(
-        self, said: str | Sequence[Message], *, n: int, timeout: float | None = None, **options: Unpack[Options]
+        self, said: Said, *, n: int, timeout: float | None = None, **options: Unpack[Options]
     ) -> list[Answer]: ...
 
     async def chat(
         self,
-        said: str | Sequence[Message],
+        said: Said,
         *,
         n: int | None = None,
         timeout: float | None = None,
@@ -75,7 +73,7 @@ class AsyncClient:
 
     def stream(
         self,
-        said: str | Sequence[Message],
+        said: Said,
         *,
         n: int | None = None,
         timeout: float | None = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self, TypeVar, Unpack, overload
 from thumbwheel_client import question, vote
 from thumbwheel_client.answer import Answer, answer_of
 from thumbwheel_client.connection import CHAT_SECONDS, DEFAULT_TARGET, VOTE_SECONDS, Connection
-from thumbwheel_client.question import Message, Options
+from thumbwheel_client.question import Options, Said
 from thumbwheel_client.stream import Stream
 from thumbwheel_client.tls import TLS
 from thumbwheel_client.translation import translated
@@ -62,18 +62,14 @@ class Client:
         self._closed = False
 
     @overload
-    def chat(
-        self, said: str | Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
-    ) -> Answer: ...
+    def chat(self, said: Said, *, timeout: float | None = None, **options: Unpack[Options]) -> Answer: ...
 
     @overload
-    def chat(
-        self, said: str | Sequence[Message], *, n: int, timeout: float | None = None, **options: Unpack[Options]
-    ) -> list[Answer]: ...
+    def chat(self, said: Said, *, n: int, timeout: float | None = None, **options: Unpack[Options]) -> list[Answer]: ...
 
     def chat(
         self,
-        said: str | Sequence[Message],
+        said: Said,
         *,
         n: int | None = None,
         timeout: float | None = None,
@@ -94,7 +90,7 @@ class Client:
 
     def stream(
         self,
-        said: str | Sequence[Message],
+        said: Said,
         *,
         n: int | None = None,
         timeout: float | None = None,

@@ -96,8 +96,8 @@ class Connection:
             OSError: a file of `tls` cannot be read.
         """
         if self.tls is None:
-            return grpc.insecure_channel(self.target, OPTIONS)
-        return grpc.secure_channel(self.target, self.tls.credentials(), self._secure_options)
+            return grpc.insecure_channel(self.target, self._options)
+        return grpc.secure_channel(self.target, self.tls.credentials(), self._options)
 
     def async_channel(self) -> aio.Channel:
         """For the event loop that runs.
@@ -106,13 +106,18 @@ class Connection:
             OSError: a file of `tls` cannot be read.
         """
         if self.tls is None:
-            return aio.insecure_channel(self.target, OPTIONS)
-        return aio.secure_channel(self.target, self.tls.credentials(), self._secure_options)
+            return aio.insecure_channel(self.target, self._options)
+        return aio.secure_channel(self.target, self.tls.credentials(), self._options)
 
     @property
-    def _secure_options(self) -> list[tuple[str, str | int]]:
-        name = self.tls.server_name if self.tls else ""
-        return [*OPTIONS, ("grpc.ssl_target_name_override", name)] if name else OPTIONS
+    def _options(self) -> list[tuple[str, str | int]]:
+        options = list(OPTIONS)
+        if self.tls is not None and self.tls.server_name:
+            options.append(("grpc.ssl_target_name_override", self.tls.server_name))
+        if on_this_machine(self.target):
+            # Else a proxy that http_proxy names is asked for this machine too, and what is sent leaves it after all.
+            options.append(("grpc.enable_http_proxy", 0))
+        return options
 
 
 def on_this_machine(target: str) -> bool:

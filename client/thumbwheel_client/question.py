@@ -26,6 +26,17 @@ class Message:
     content: str
 
 
+class MessageDict(TypedDict):
+    """A message as JSON has it."""
+
+    role: Role
+    content: str
+
+
+Said = str | Sequence[Message | MessageDict]
+"""The conversation so far, or the one message of the user's with which it begins."""
+
+
 class Options(TypedDict, total=False):
     """How to answer. What is left out is the server's to choose."""
 
@@ -46,7 +57,7 @@ class Options(TypedDict, total=False):
 
 
 def chat_input(
-    said: str | Sequence[Message],
+    said: Said,
     n: int | None,
     *,
     max_tokens: int | None = None,
@@ -60,7 +71,6 @@ def chat_input(
     """The question as it is sent.
 
     Args:
-        said: the conversation so far, or the one message with which it begins.
         n: how many answers; None means 1.
 
     Raises:
@@ -87,8 +97,13 @@ def chat_input(
         )
 
 
-def _message(message: Message, index: int) -> record_pb2.Message:
+def _message(message: Message | MessageDict, index: int) -> record_pb2.Message:
+    field = f"input.messages[{index}]"
+    if not isinstance(message, Message):
+        if message.keys() != {"role", "content"}:
+            raise InvalidInput(field, f"must have role and content, and has {', '.join(message) or 'nothing'}")
+        message = Message(**message)
     if message.role not in _ROLES:
-        raise InvalidInput(f"input.messages[{index}].role", f"{message.role!r}; must be one of {', '.join(_ROLES)}")
-    with naming(f"input.messages[{index}].content"):
+        raise InvalidInput(f"{field}.role", f"{message.role!r}; must be one of {', '.join(_ROLES)}")
+    with naming(f"{field}.content"):
         return record_pb2.Message(role=_ROLES[message.role], content=message.content)

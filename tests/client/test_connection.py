@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from grpc import StatusCode, aio
 
-from thumbwheel_client import Client, InvalidInput, NotFound, Unavailable
+from thumbwheel_client import AsyncClient, Client, InvalidInput, NotFound, Unavailable
 from thumbwheel_client.connection import Connection, on_this_machine
 from thumbwheel_client.tls import TLS
 from thumbwheel_client.v1 import chat_pb2, chat_pb2_grpc, feedback_pb2, feedback_pb2_grpc
@@ -153,6 +153,9 @@ async def test_only_what_may_go_well_later_is_repeated() -> None:
         ("dns:///localhost:50051", True),
         ("dns://10.0.0.1/localhost:50051", False),
         ("unix:/run/thumbwheel.sock", True),
+        ("unix", False),
+        ("xds:///localhost:50051", False),
+        ("unknown:///127.0.0.1:50051", False),
         ("10.0.0.1:50051", False),
         ("dns://localhost/example.org:50051", False),
         ("ipv4:127.0.0.1:50051,10.0.0.1:50051", False),
@@ -190,3 +193,17 @@ def test_who_calls_is_said_once_and_in_letters_that_can_be_sent(field: str, who:
 
 def test_a_name_is_told_where_no_key_is_asked_for() -> None:
     assert Connection("127.0.0.1", "", "ada", None, 1, 1).metadata == (("x-thumbwheel-user", "ada"),)
+
+
+async def test_calls_of_this_machine_go_through_no_proxy(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask() -> str:
+        with Client(server.addresses.grpc) as client:
+            return client.chat("Hello").text
+
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("grpc_proxy", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    assert (await asyncio.to_thread(ask)).startswith("HELLO")
+    async with AsyncClient(server.addresses.grpc) as client:
+        assert (await client.chat("Hello")).text.startswith("HELLO")

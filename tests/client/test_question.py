@@ -39,6 +39,11 @@ def test_everything_that_is_given_is_sent() -> None:
     assert sent.sampling.HasField("seed")
 
 
+def test_a_message_may_come_as_json_has_it() -> None:
+    said = [Message("system", "a"), Message("user", "b")]
+    assert chat_input([{"role": "system", "content": "a"}, said[1]], None) == chat_input(said, None)
+
+
 def test_one_stop_string_needs_no_list() -> None:
     assert list(chat_input("Hi", None, stop="END").sampling.stop) == ["END"]
 
@@ -48,6 +53,11 @@ def test_what_no_request_can_hold_is_named() -> None:
         "input.n": lambda: chat_input("Hi", 0),
         "input.sampling": lambda: chat_input("Hi", None, max_tokens=-1),
         "input.messages[1].role": lambda: chat_input([Message("user", "a"), Message("robot", "b")], None),  # type: ignore[arg-type]
+        "input.messages[0].role": lambda: chat_input([{"role": "robot", "content": "b"}], None),  # type: ignore[typeddict-item]
+        "input.messages[0]": lambda: chat_input([{"role": "user"}], None),  # type: ignore[typeddict-item]
+        "input.messages[1]": lambda: chat_input(
+            [Message("user", "a"), {"role": "user", "content": "b", "name": "c"}], None
+        ),  # type: ignore[list-item, typeddict-unknown-key]
         "input.messages[0].content": lambda: chat_input("\ud800", None),
         "input": lambda: chat_input("Hi", 1 << 32),
     }.items():

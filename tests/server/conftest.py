@@ -102,7 +102,7 @@ def write_adapter(tiny_model: Path) -> WriteAdapter:
 
 
 @pytest.fixture
-def registry_of() -> Callable[[Config], AbstractAsyncContextManager[Registry]]:
+def registry_of() -> RegistryOf:
     """A context manager: the registry of a configuration's store, as the learner has it beside the server."""
 
     @asynccontextmanager
