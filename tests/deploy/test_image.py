@@ -1,4 +1,4 @@
-"""The image: what its Dockerfile copies is there, and what it installs is what the product needs. No engine builds it here."""
+"""The image: what its Dockerfile copies is there, and what it installs is what the product needs. Nothing is built."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from tests.deploy import tools
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "deploy" / "docker"
@@ -107,19 +109,20 @@ def test_nothing_that_is_kept_needs_what_is_left_out() -> None:
 
 def test_vllm_finds_its_libraries() -> None:
     """Of the system's own, the CPU build needs libnuma only; the image has it."""
+    objdump = tools.on_path("objdump")
     found = importlib.util.find_spec("vllm")
     assert found is not None
     assert found.submodule_search_locations
     needed = set()
     for library in Path(found.submodule_search_locations[0]).glob("_C*.so"):
-        needed |= set(re.findall(r"NEEDED\s+(\S+)", subprocess.check_output(["objdump", "-p", library], text=True)))
+        needed |= set(re.findall(r"NEEDED\s+(\S+)", subprocess.check_output([objdump, "-p", library], text=True)))
     of_the_image = re.compile(r"lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s|gomp)\.so|ld-linux|lib(torch|c10)")
     assert {name for name in needed if not of_the_image.match(name)} <= {"libnuma.so.1"}
     assert "libnuma1" in next(rest for word, rest in instructions() if "apt-get" in rest)
 
 
 def test_an_installed_project_has_all_its_files(tmp_path: Path) -> None:
-    """The image installs it, where everywhere else it is editable: what setuptools leaves out would be missed there only."""
+    """Everywhere else it is editable: what setuptools leaves out would be missed in the image only."""
     source = tmp_path / "src"
     listed = subprocess.check_output(["git", "ls-files", *copied()], cwd=ROOT, text=True).splitlines()
     for file in listed:
