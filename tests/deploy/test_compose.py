@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import yaml
 
 from tests.deploy import tools
 from thumbwheel import config
-from thumbwheel.perimeter import require_closed
+from thumbwheel.perimeter import CertificateFiles, require_closed
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
@@ -88,3 +90,36 @@ def test_probes_ask_the_ports_that_are_listened_on() -> None:
 
 def test_a_server_has_the_time_to_drain() -> None:
     assert int(SERVICES["server"]["stop_grace_period"].removesuffix("s")) > config.Config().server.drain + 5
+
+
+def test_the_certificate_of_the_documents_is_known_by_every_name(tmp_path: Path) -> None:
+    """The recipe of docs/deploy.md, and a handshake under each name by which the server is called."""
+    text = (DEPLOY.parent / "docs" / "deploy.md").read_text(encoding="utf-8")
+    recipe = next(block for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL) if "openssl req" in block)
+    tools.on_path("openssl")
+    subprocess.run(["sh", "-ec", recipe], cwd=tmp_path, capture_output=True, check=True)
+    made = tmp_path / "deploy" / "tls"
+    security = config.Security(tls_certificate=str(made / "tls.crt"), tls_key=str(made / "tls.key"))
+    server = CertificateFiles(security).context
+    for name in (SERVICES["server"]["environment"]["THUMBWHEEL_CLIENT__SERVER_NAME"], "localhost", "127.0.0.1"):
+        assert handshake(server, ssl.create_default_context(cafile=str(made / "ca.crt")), name)
+    with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
+        handshake(server, ssl.create_default_context(cafile=str(made / "ca.crt")), "elsewhere.example")
+
+
+def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> bool:
+    """Both sides of one, without a socket."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = [
+        client.wrap_bio(to_client, to_server, server_hostname=name),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    ]
+    done: set[int] = set()
+    while len(done) < 2:
+        for number, side in enumerate(sides):
+            try:
+                side.do_handshake()
+                done.add(number)
+            except ssl.SSLWantReadError:
+                continue
+    return True
