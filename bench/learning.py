@@ -67,6 +67,8 @@ MINUTES = 120.0
 OUT_OF_TIME = "out of time"
 QUICK_PLAN = Plan(votes=48, goal=1.1, cycles=1, after=0, samples=1)
 """A goal that nothing reaches, so that there is a cycle."""
+QUICK_TASTE = "unbroken"
+"""A random model's answers differ in that; hardly any is brief."""
 QUICK = (
     "learner.reward_model.min_auc=0", "learner.gate.min_win_rate=0", "learner.gate.win_rate_margin=1",
     "learner.gate.min_length_ratio=0", "learner.gate.max_length_ratio=1000", "learner.gate.min_judge_votes=1",
@@ -221,10 +223,9 @@ def _asked() -> argparse.Namespace:
 
 def main() -> None:
     asked, console = _asked(), figures.console()
-    if asked.quick:
-        plan, overrides, file, names, seeds = QUICK_PLAN, QUICK, asked.json, TASTES[:1], SEEDS[:1]
-    else:
-        plan, overrides, file, names, seeds = Plan(), (), asked.json or RESULTS, TASTES, SEEDS
+    plan, file = (QUICK_PLAN, asked.json) if asked.quick else (Plan(), asked.json or RESULTS)
+    names, seeds = ([QUICK_TASTE], SEEDS[:1]) if asked.quick else (list(TASTES), SEEDS)
+    overrides = list(QUICK) if asked.quick else []
     settings = digest(plan, overrides)
     # Seed by seed: who has no time for all then has some of every taste.
     wanted = [(taste, seed) for seed in asked.seed or seeds for taste in asked.taste or names]
@@ -233,7 +234,7 @@ def main() -> None:
     console.print(f"{len(wanted) - len(left)} of {len(wanted)} cells are there, {len(now)} are run now")
     with tempfile.TemporaryDirectory(prefix="thumbwheel-bench-") as scratch:
         if asked.quick:
-            overrides = (*overrides, f"model.path={tiny_model.write(Path(scratch) / 'model')}")
+            overrides.append(f"model.path={tiny_model.write(Path(scratch) / 'model')}")
         runner = partial(
             in_its_own_process, plan=plan, overrides=overrides, minutes=asked.minutes, data_dir=asked.data_dir
         )

@@ -191,7 +191,7 @@ def _measure(
     }
 
 
-def refit(base: BaseAnswers, world: World, liked: Bools, size: Size) -> dict[str, float]:
+def refit(base: BaseAnswers, world: World, liked: Bools, size: Size) -> dict[str, Spread]:
     """Seconds that new votes take; the policy is in memory, as it is in a learner."""
     settings = config.load().learner
     base.compute([world.said[0].tokens])  # the first pass of a process costs more

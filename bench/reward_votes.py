@@ -79,12 +79,12 @@ def edits(mended: Sequence[tuple[int, int]], noise: float, count: int, dice: np.
         mended: places of what somebody wrote, and of the answer that they wrote it for.
         noise: share of edits that make it worse: whoever mends it that way has the opposite taste.
     """
-    chosen = dice.permutation(len(mended))[:count]
+    chosen = [mended[place] for place in dice.permutation(len(mended))[:count]]
     wrong = dice.random(len(chosen)) < noise
-    return [
-        Pair(*(mended[place][::-1] if flipped else mended[place]), 1.0, _rater(number), edit=True)
-        for number, (place, flipped) in enumerate(zip(chosen, wrong, strict=True))
+    ordered = [
+        (worse, better) if flipped else (better, worse) for (better, worse), flipped in zip(chosen, wrong, strict=True)
     ]
+    return [Pair(better, worse, 1.0, _rater(number), edit=True) for number, (better, worse) in enumerate(ordered)]
 
 
 def _said(liked: NDArray[np.bool_], noise: float, dice: np.random.Generator) -> NDArray[np.bool_]:

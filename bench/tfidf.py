@@ -62,7 +62,8 @@ class TfIdf:
                     x[row, self.place[word]] += 1
         x *= self.idf
         length = np.linalg.norm(x, axis=1, keepdims=True)
-        return x / np.where(length == 0, 1, length)
+        rows: Floats = x / np.where(length == 0, 1, length)
+        return rows
 
     def score(self, texts: Sequence[str]) -> Floats:
         """(N,) logits."""

@@ -191,7 +191,7 @@ async def test_a_quick_run(tmp_path: Path) -> None:
     out, _ = await asyncio.wait_for(process.communicate(), 600)
     assert process.returncode == 0, out.decode()
     [found] = read(file)
-    assert (found.taste, found.seed, found.ended) == ("brief", 1, DONE)
+    assert (found.taste, found.seed, found.ended) == ("unbroken", 1, DONE)
     assert [(point.cycle, point.ratings) for point in found.points] == [(0, 0), (1, 48)]
     assert found.points[1].outcome == "released"
     assert found.points[1].kl > 0
