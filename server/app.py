@@ -27,6 +27,7 @@ from prometheus_client import REGISTRY
 from server import metrics
 from server.access import Access, KeyAccess, OpenAccess
 from server.admission import Admission
+from server.calls import Calls
 from server.chat import ChatService
 from server.engine import Engine
 from server.feedback import FeedbackService
@@ -37,11 +38,13 @@ from server.intake import Intake
 from server.limits import Budgets
 from server.models import ModelService
 from server.privacy import PrivacyService, forget_with
+from server.question import Questions
 from server.rollout import RolloutService
 from server.rpc_errors import Boundary
 from server.tls import server_credentials
 from server.turns import Turns
 from server.versions import Versions
+from server.votes import Votes
 from thumbwheel.config import Config
 from thumbwheel.config import Server as ServerSettings
 from thumbwheel.credentials import scrapers
@@ -159,26 +162,29 @@ class Server:
         self._erasure = Erasure(store)
         self.versions = Versions(engine, registry, config)
         self._health = Health(SERVICES)
-        self._boundary = Boundary(config.server.default_deadline, access)
+        self._calls = Calls()
+        boundary = Boundary(config.server.default_deadline, access, self._calls)
         budgets = Budgets(store, config.server.default_deadline)
         admission = Admission(config.server)
         self._turns = Turns(engine, self.versions, admission, budgets, self._turn_log)
+        questions = Questions(engine, config.server)
         self._models = ModelService(registry, self.versions)
-        votes = FeedbackLog(store, config.feedback)
+        kept = FeedbackLog(store, config.feedback)
+        votes = Votes(kept, budgets, config.feedback)
         options = [*OPTIONS, ("grpc.max_concurrent_streams", _streams(config.server))]
-        self._public = aio.server(interceptors=[self._boundary], options=options)
-        chat_pb2_grpc.add_ChatServiceServicer_to_server(ChatService(self._turns, engine, config.server), self._public)
+        self._public = aio.server(interceptors=[boundary], options=options)
+        chat_pb2_grpc.add_ChatServiceServicer_to_server(ChatService(questions, self._turns), self._public)
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
-            FeedbackService(votes, self._turn_log, budgets, config.feedback), self._public
+            FeedbackService(votes, kept, self._turn_log, budgets), self._public
         )
-        self._admin = aio.server(interceptors=[self._boundary], options=options)
+        self._admin = aio.server(interceptors=[boundary], options=options)
         models_pb2_grpc.add_ModelServiceServicer_to_server(self._models, self._admin)
         rollout_pb2_grpc.add_RolloutServiceServicer_to_server(
             RolloutService(engine, self.versions, admission, config.server), self._admin
         )
         privacy_pb2_grpc.add_PrivacyServiceServicer_to_server(PrivacyService(self._erasure, identity), self._admin)
         import_pb2_grpc.add_ImportServiceServicer_to_server(
-            ImportService(Intake(engine, identity, config), self._turn_log, votes, self._erasure, budgets), self._admin
+            ImportService(Intake(engine, identity, config), self._turn_log, kept, self._erasure, budgets), self._admin
         )
         for grpc_server, services in ((self._public, PUBLIC_SERVICES), (self._admin, ADMIN_SERVICES)):
             health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, grpc_server)
@@ -262,15 +268,15 @@ class Server:
         log.info("draining", extra={"seconds": self._config.server.drain})
         await self._health.drain()
         self._models.stop_watches()
-        self._boundary.close()
-        if self._boundary.busy:
+        self._calls.close()
+        if self._calls.busy:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._config.server.drain):
-                    await self._boundary.idle()
+                    await self._calls.idle()
             await asyncio.sleep(LINGER)
         # Rollouts and health watches end here.
         await asyncio.gather(self._public.stop(LAST_WORDS), self._admin.stop(LAST_WORDS))
-        await self._boundary.gone()
+        await self._calls.gone()
         await self._turns.settle()
         log.info("drained")
 
