@@ -91,7 +91,6 @@ class HttpDoor:
         await self._gone(None)
         if self._state.tasks:
             await asyncio.wait(self._state.tasks)
-        await self._listener.wait_closed()
         self._listener = None
 
     async def _gone(self, seconds: float | None) -> None:

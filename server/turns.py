@@ -128,7 +128,7 @@ class Turns:
     async def _run(self, question: Question, caller: Caller, spending: Spending, emit: Callable[[Told], None]) -> None:
         arrived = time.monotonic()
         writes: list[asyncio.Task[None]] = []
-        reach = Reach.OPERATORS if record_pb2.SCOPE_ADMIN in caller.scopes else Reach.PEOPLE
+        reach = Reach.of(caller.scopes)
         with await self._admission.chat(question.n) as places:
             turn = _turn_record(question, caller.rater)
             # The version is read after the wait, so a call that queued across a swap is answered by the new one.
