@@ -104,7 +104,7 @@ class HttpBoundary:
             except HTTPException as error:
                 code = code_pb2.Code.Name(code_pb2.INVALID_ARGUMENT)
                 await reply.end(error)
-            except Exception as error:  # the one place where any error becomes a reply; refusal_of logs it
+            except Exception as error:  # noqa: BLE001 - where any error becomes a reply; refusal_of logs it
                 late = isinstance(error, TimeoutError) and limit.expired()
                 refusal = too_long(self._longest) if late else refusal_of(error)
                 code = refusal.name

@@ -1,7 +1,7 @@
 """``/v1/feedback``: votes as FeedbackService takes them, and by TensorZero's names.
 
-TensorZero sends ``{"inference_id", "metric_name", "value"}``. Its metrics mean whatever their owner has configured; here
-only names whose meaning is plain are votes, and none is guessed.
+TensorZero sends ``{"inference_id", "metric_name", "value"}``. Its metrics mean whatever their owner has configured;
+here only names whose meaning is plain are votes, and none is guessed.
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ def _request_of(metric: Metric, key: str) -> RateRequest:
 
 def _text(value: Any) -> str:
     """A demonstration: a text, or TensorZero's blocks of text."""
-    blocks = [{"type": "text", "text": value}] if isinstance(value, str) else value
-    texts = [block.get("text") if isinstance(block, dict) else None for block in blocks] if blocks else []
+    blocks = [{"type": "text", "text": value}] if isinstance(value, str) else value if isinstance(value, list) else []
+    texts = [block.get("text") if isinstance(block, dict) else None for block in blocks]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise InvalidInput("value", "must be a text")
     return "".join(texts)
