@@ -17,7 +17,10 @@ HEADERS = {
 
 
 class EventStream:
-    """Sends each item (there must be one) as an event, and at last that there are no more. Ending early closes `items`."""
+    """Sends each item (there must be one) as an event, and at last that there are no more.
+
+    Ending early closes `items`.
+    """
 
     def __init__(self, items: AsyncGenerator[dict[str, Any], None], headers: Mapping[str, str]) -> None:
         self._items = items

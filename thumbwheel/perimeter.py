@@ -107,7 +107,10 @@ class CertificateFiles:
     def _fill(self, context: ssl.SSLContext) -> None:
         context.load_cert_chain(self._paths[0], self._paths[1])
         if self._mutual and self.security.tls_client_ca:
-            context.load_verify_locations(self._paths[2])
+            try:
+                context.load_verify_locations(self._paths[2])
+            except ssl.SSLError as error:
+                raise SetupError(f"security.tls_client_ca cannot be used ({error.reason}): is it PEM?") from error
             context.verify_mode = ssl.CERT_REQUIRED
 
     def _look(self) -> list[int]:
