@@ -119,10 +119,8 @@ async def test_sampling_parameters_arrive(
 
 
 async def test_an_answer_ends_at_a_stop_string_and_at_its_length(settings: MakeConfig, run_server: Any) -> None:
-    async with (
-        run_server(settings(), ScriptedEngine(script=lambda *_: "one two three")) as server,
-        web(server) as client,
-    ):
+    engine = ScriptedEngine(script=lambda *_: "one two three")
+    async with run_server(settings(), engine) as server, web(server) as client:
         [stopped] = (await complete(client, ask(stop=" three")))["choices"]
         [cut] = (await complete(client, ask(max_tokens=3)))["choices"]
     assert (stopped["message"]["content"], stopped["finish_reason"]) == ("one two", "stop")
@@ -274,10 +272,10 @@ async def test_a_wrong_value_is_named(client: httpx.AsyncClient, name: str) -> N
     assert "input." not in found["message"]
 
 
-async def test_a_long_prompt_is_read_too(client: httpx.AsyncClient) -> None:
-    body = await complete(client, ask("word " * 700))
-    assert body["usage"]["prompt_tokens"] > 3500
-    assert error(await client.post("/v1/chat/completions", json=ask("word " * 900)), 400)["param"] == "messages"
+async def test_a_long_prompt_is_read_too(settings: MakeConfig, run_server: Any) -> None:
+    async with run_server(settings(), ScriptedEngine(max_context=20_000)) as server, web(server) as client:
+        assert (await complete(client, ask("word " * 2000)))["usage"]["prompt_tokens"] > 10_000
+        assert error(await client.post("/v1/chat/completions", json=ask("word " * 4000)), 400)["param"] == "messages"
 
 
 def test_an_answer_of_two_versions_says_so() -> None:
