@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from server.engine import Engine
 from server.engine_scripted import ScriptedEngine
 from thumbwheel.config import Config
+from thumbwheel_client.v1 import feedback_pb2, record_pb2
 
 MakeConfig = Callable[..., Config]
 
@@ -132,6 +135,21 @@ async def test_python_with_vllm(settings: MakeConfig, run_server: Any, engine: E
             text += chunk.choices[0].delta.content or ""
         assert text == whole.choices[0].message.content
         assert whole.choices[0].logprobs is not None
+
+
+async def test_the_documents_python_example_works(server: Any) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "openai.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert example is not None
+    program = example.group(1).replace("127.0.0.1:8080", server.addresses.web)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    assert out.decode().startswith("base base ")
+    [vote] = (await server.feedback.ListVotes(feedback_pb2.ListVotesRequest())).votes
+    assert vote.event.thumb == record_pb2.THUMB_UP
 
 
 @pytest.fixture(scope="session")
