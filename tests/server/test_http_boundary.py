@@ -93,13 +93,12 @@ async def test_a_caller_who_closes_the_connection_ends_the_tokens_at_once(
             engine.resume.clear()  # whatever ends it now is not the end of the answer
         await until(lambda: not engine.running)
         await until(lambda: calls("CANCELLED") == cancelled + 1)
-        if stream:
-            store = await Store.open(config.redis.url, config.redis.namespace)
-            await until(lambda: value("thumbwheel_running_calls") == 0)
-            [turn] = await TurnLog(store, config.turn_log).get_many([turn_id])
-            await store.close()
-            assert turn is not None
-            assert turn.responses[0].finish_reason == record_pb2.FINISH_REASON_CANCELLED
+    store = await Store.open(config.redis.url, config.redis.namespace)
+    [turn] = await TurnLog(store, config.turn_log).get_many([turn_id])
+    await store.close()
+    if stream:  # what was seen can be rated
+        assert turn is not None
+        assert turn.responses[0].finish_reason == record_pb2.FINISH_REASON_CANCELLED
 
 
 async def test_an_answer_that_nobody_reads_ends_with_the_longest_deadline(
@@ -306,7 +305,8 @@ async def closed(reader: asyncio.StreamReader) -> bool:
 
 async def test_a_head_without_end_is_refused(server: Any) -> None:
     async with connection(server) as (reader, writer), asyncio.timeout(5):
-        writer.write(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * (200 << 10))
+        head = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nx: "
+        writer.write(head + b"y" * (http_connection.MAX_HEAD + 1 - len(head)))
         assert b" 400 " in await reader.readline()
     async with connection(server) as (reader, writer), asyncio.timeout(5):
         writer.write(b"nonsense\r\n\r\n")

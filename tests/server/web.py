@@ -73,6 +73,6 @@ async def connection(server: Any, **options: Any) -> AsyncIterator[tuple[asyncio
 def request(body: dict[str, Any], **headers: str) -> bytes:
     """A chat request by hand."""
     data = json.dumps(body).encode()
-    fields = {"host": "localhost", "content-type": "application/json", "content-length": str(len(data))} | headers
+    fields = {"host": "localhost", "content_type": "application/json", "content_length": str(len(data))} | headers
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
     return f"POST /v1/chat/completions HTTP/1.1\r\n{lines}\r\n".encode() + data
