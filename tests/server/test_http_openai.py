@@ -114,6 +114,17 @@ async def test_python_raises_its_own_errors(settings: MakeConfig, run_server: An
             await client.models.list()
 
 
+async def test_python_hears_of_an_error_in_the_middle_of_a_stream(settings: MakeConfig, run_server: Any) -> None:
+    engine = ScriptedEngine()
+    engine.resume.clear()
+    async with run_server(settings(default_deadline=0.3), engine) as server, client_of(server, max_retries=0) as client:
+        stream = await client.chat.completions.create(model="thumbwheel", messages=said("Hi"), stream=True)
+        assert (await anext(aiter(stream))).choices[0].delta.role == "assistant"
+        with pytest.raises(openai.APIError, match=r"longer than 0\.3 s"):
+            await anext(aiter(stream))
+        engine.resume.set()
+
+
 async def test_python_closing_a_stream_ends_its_tokens(settings: MakeConfig, run_server: Any, until: Any) -> None:
     engine = ScriptedEngine(script=lambda *_: "x" * 200, token_seconds=0.005)
     async with run_server(settings(), engine) as server, client_of(server) as client:
