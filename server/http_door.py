@@ -37,7 +37,7 @@ class HttpDoor:
         self._state = ServerState()
         self._listener: asyncio.Server | None = None
         self._settings = uvicorn.Config(
-            app,  # type: ignore[arg-type]
+            app,
             http=Connection,
             ws="none",
             lifespan="off",
