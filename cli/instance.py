@@ -27,7 +27,6 @@ class Instance:
     grpc: str
     admin: str
     http: str
-    web: str
     learner_http: str
     redis_url: str
     client: dict[str, str] = field(default_factory=dict)
