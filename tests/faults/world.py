@@ -41,7 +41,8 @@ AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.Sta
 """How a call ends whose server was killed under it."""
 
 # A random model pleases nobody and knows nothing, so the bars of reward model and gate are on the floor here. What
-# costs time and proves nothing of faults is small: a cycle takes seconds.
+# costs time and proves nothing of faults is small: a cycle takes seconds. Its people like by chance, so a reward model
+# that finds reasons would freeze the learner, rightly: no wire is set.
 SETTINGS = (
     f"learner.min_votes={MIN_VOTES}", "learner.reward_model.min_votes=8", "learner.reward_model.window=64",
     "learner.reward_model.min_auc=0", "learner.gate.min_win_rate=0", "learner.gate.win_rate_margin=1",
@@ -49,9 +50,9 @@ SETTINGS = (
     "learner.gate.max_competence_loss=1", "learner.gate.max_length_ratio=1000", "learner.gate.prompts=2",
     "learner.gate.samples=1", "learner.ppo.fresh_iterations=1", "learner.ppo.rollouts=8", "learner.ppo.kl_budget=1000",
     "learner.ppo.anchor_coef=0", "learner.poll=0.2", "learner.lease=1", "learner.raters.crowd=1000",
-    "learner.tripwires.sudden_change=1000", "learner.niceness=0", "learner.threads=1", "server.threads=1",
-    "server.kv_cache_bytes=67108864", "server.max_sequences=16", "server.rollout_sequences_busy=12",
-    "server.max_update_norm=1000", "server.drain=5",
+    "learner.tripwires.sudden_change=1000", "learner.tripwires.reward_cycles=1000000", "learner.niceness=0",
+    "learner.threads=1", "server.threads=1", "server.kv_cache_bytes=67108864", "server.max_sequences=16",
+    "server.rollout_sequences_busy=12", "server.max_update_norm=1000", "server.drain=5",
 )  # fmt: skip
 
 
