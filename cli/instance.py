@@ -27,6 +27,7 @@ class Instance:
     grpc: str
     admin: str
     http: str
+    web: str
     learner_http: str
     redis_url: str
     client: dict[str, str] = field(default_factory=dict)

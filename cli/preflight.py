@@ -84,6 +84,7 @@ def take_ports(settings: Config) -> Config:
         "server.grpc_port": (settings.server.host, settings.server.grpc_port),
         "server.admin_port": (settings.server.host, settings.server.admin_port),
         "server.http_port": (settings.server.host, settings.server.http_port),
+        "server.web_port": (settings.server.host, settings.server.web_port),
         "learner.http_port": (settings.learner.http_host, settings.learner.http_port),
     }
     sockets: list[socket.socket] = []
@@ -101,7 +102,7 @@ def take_ports(settings: Config) -> Config:
         for probe in sockets:
             probe.close()
     server = settings.server.model_copy(
-        update={name: ports[f"server.{name}"] for name in ("grpc_port", "admin_port", "http_port")}
+        update={name: ports[f"server.{name}"] for name in ("grpc_port", "admin_port", "http_port", "web_port")}
     )
     learner = settings.learner.model_copy(update={"http_port": ports["learner.http_port"]})
     return settings.model_copy(update={"server": server, "learner": learner})

@@ -74,6 +74,7 @@ def fresh_options(
         "server.grpc_port=0",
         "server.admin_port=0",
         "server.http_port=0",
+        "server.web_port=0",
         "learner.http_port=0",
         f"learner.min_votes={votes}",
         f"learner.seed={seed}",

@@ -32,6 +32,7 @@ def ready(console: Console, settings: Config, instance: Instance, live: str, sec
     scheme = "https" if settings.security.tls_certificate else "http"
     facts = {
         "gRPC": f"{instance.grpc}  (admin: {instance.admin})",
+        "OpenAI": f"{scheme}://{instance.web}/v1",
         "metrics": f"{scheme}://{instance.http}/metrics  (learner: {scheme}://{instance.learner_http}/metrics)",
         "health": f"{scheme}://{instance.http}/readyz",
         "data": f"{settings.data_dir}  (logs in logs/)",

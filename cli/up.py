@@ -172,6 +172,7 @@ class Up:
             grpc=f"{host}:{server.grpc_port}",
             admin=f"{host}:{server.admin_port}",
             http=f"{host}:{server.http_port}",
+            web=f"{host}:{server.web_port}",
             learner_http=f"{reachable(learner.http_host)}:{learner.http_port}",
             redis_url=self._settings.redis.url,
             client=self._settings.client.model_dump(exclude={"key_file"}),

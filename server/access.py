@@ -108,8 +108,11 @@ class Access(Protocol):
         """
 
 
-async def admit(access: Access, method: str, metadata: Metadata) -> None:
+async def admit(access: Access, method: str, scope: Scope.ValueType | None, metadata: Metadata) -> None:
     """Lets the running task call `method`; `caller` tells on whose behalf.
+
+    Args:
+        scope: what opens it; None: nothing does.
 
     Raises:
         NotAllowed: not this caller, or nobody at all.
@@ -117,7 +120,6 @@ async def admit(access: Access, method: str, metadata: Metadata) -> None:
     """
     try:
         known = await access.identify(metadata)
-        scope = SCOPES.get(method)
         if scope is None:
             raise NotAllowed(f"nobody may call {method}")
         known.require(scope)

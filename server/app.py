@@ -27,21 +27,30 @@ from prometheus_client import REGISTRY
 from server import metrics
 from server.access import Access, KeyAccess, OpenAccess
 from server.admission import Admission
+from server.calls import Calls
 from server.chat import ChatService
 from server.engine import Engine
 from server.feedback import FeedbackService
 from server.health import Health
+from server.http_app import application
+from server.http_boundary import HttpBoundary
+from server.http_chat import HttpChat
+from server.http_door import HttpDoor
+from server.http_feedback import HttpFeedback
+from server.http_models import HttpModels
 from server.identity import Identity, rater_secret
 from server.imports import ImportService
 from server.intake import Intake
 from server.limits import Budgets
 from server.models import ModelService
 from server.privacy import PrivacyService, forget_with
+from server.question import Questions
 from server.rollout import RolloutService
 from server.rpc_errors import Boundary
 from server.tls import server_credentials
 from server.turns import Turns
 from server.versions import Versions
+from server.votes import Votes
 from thumbwheel.config import Config
 from thumbwheel.config import Server as ServerSettings
 from thumbwheel.credentials import scrapers
@@ -61,6 +70,7 @@ from thumbwheel_client.v1 import (
     privacy_pb2_grpc,
     rollout_pb2_grpc,
 )
+from thumbwheel_client.v1.record_pb2 import SCOPE_CHAT, SCOPE_RATE
 
 log = logging.getLogger("thumbwheel.server")
 
@@ -100,6 +110,7 @@ class Addresses:
     grpc: str
     admin: str
     http: str
+    web: str
 
 
 StartEngine = Callable[[Config], Awaitable[Engine]]
@@ -159,32 +170,55 @@ class Server:
         self._erasure = Erasure(store)
         self.versions = Versions(engine, registry, config)
         self._health = Health(SERVICES)
-        self._boundary = Boundary(config.server.default_deadline, access)
+        self._calls = Calls()
+        boundary = Boundary(config.server.default_deadline, access, self._calls)
         budgets = Budgets(store, config.server.default_deadline)
         admission = Admission(config.server)
         self._turns = Turns(engine, self.versions, admission, budgets, self._turn_log)
+        questions = Questions(engine, config.server)
         self._models = ModelService(registry, self.versions)
-        votes = FeedbackLog(store, config.feedback)
+        kept = FeedbackLog(store, config.feedback)
+        votes = Votes(kept, budgets, config.feedback)
         options = [*OPTIONS, ("grpc.max_concurrent_streams", _streams(config.server))]
-        self._public = aio.server(interceptors=[self._boundary], options=options)
-        chat_pb2_grpc.add_ChatServiceServicer_to_server(ChatService(self._turns, engine, config.server), self._public)
+        self._public = aio.server(interceptors=[boundary], options=options)
+        chat_pb2_grpc.add_ChatServiceServicer_to_server(ChatService(questions, self._turns), self._public)
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
-            FeedbackService(votes, self._turn_log, budgets, config.feedback), self._public
+            FeedbackService(votes, kept, self._turn_log, budgets), self._public
         )
-        self._admin = aio.server(interceptors=[self._boundary], options=options)
+        self._admin = aio.server(interceptors=[boundary], options=options)
         models_pb2_grpc.add_ModelServiceServicer_to_server(self._models, self._admin)
         rollout_pb2_grpc.add_RolloutServiceServicer_to_server(
             RolloutService(engine, self.versions, admission, config.server), self._admin
         )
         privacy_pb2_grpc.add_PrivacyServiceServicer_to_server(PrivacyService(self._erasure, identity), self._admin)
         import_pb2_grpc.add_ImportServiceServicer_to_server(
-            ImportService(Intake(engine, identity, config), self._turn_log, votes, self._erasure, budgets), self._admin
+            ImportService(Intake(engine, identity, config), self._turn_log, kept, self._erasure, budgets), self._admin
+        )
+        models = HttpModels(registry, self.versions, config.model.path)
+        self._web = self._door(
+            HttpBoundary(config.server.default_deadline, access, self._calls),
+            HttpChat(questions, self._turns, engine, models),
+            models,
+            HttpFeedback(votes),
         )
         for grpc_server, services in ((self._public, PUBLIC_SERVICES), (self._admin, ADMIN_SERVICES)):
             health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, grpc_server)
             if config.server.reflection and security.auth == "off":
                 names = (*services, "grpc.health.v1.Health", reflection.SERVICE_NAME)
                 reflection.enable_server_reflection(names, grpc_server)
+
+    def _door(self, boundary: HttpBoundary, chat: HttpChat, models: HttpModels, feedback: HttpFeedback) -> HttpDoor:
+        """What OpenAI's clients call. Who may chat may also see what there is to chat with."""
+        routes = [
+            boundary.route("POST", "/v1/chat/completions", SCOPE_CHAT, chat.complete),
+            boundary.route("GET", "/v1/models", SCOPE_CHAT, models.list),
+            boundary.route("GET", "/v1/models/{model:path}", SCOPE_CHAT, models.get),
+            boundary.route("POST", "/v1/feedback", SCOPE_RATE, feedback.rate),
+            boundary.route("DELETE", "/v1/feedback", SCOPE_RATE, feedback.retract),
+        ]
+        app = application(routes, everybody=self._config.security.auth != "off")
+        certificate = CertificateFiles.of(self._config.security, mutual=True)
+        return HttpDoor(app, certificate, self._config.server.default_deadline)
 
     async def start(self, stack: AsyncExitStack) -> Addresses:
         """Loads the live version and listens.
@@ -214,8 +248,10 @@ class Server:
                 (self._admin, self._config.server.admin_port),
             )
         ]
+        stack.push_async_callback(self._web.close, LAST_WORDS)
+        web = await self._web.open(host, self._config.server.web_port)
         await self._health.serve()
-        return Addresses(*(_join(host, port) for port in (*ports, http.port)))
+        return Addresses(*(_join(host, port) for port in (*ports, http.port, web)))
 
     async def _listen(self, stack: AsyncExitStack, server: aio.Server, address: str) -> int:
         """Returns the port.
@@ -262,15 +298,15 @@ class Server:
         log.info("draining", extra={"seconds": self._config.server.drain})
         await self._health.drain()
         self._models.stop_watches()
-        self._boundary.close()
-        if self._boundary.busy:
+        self._calls.close()
+        if self._calls.busy:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._config.server.drain):
-                    await self._boundary.idle()
+                    await self._calls.idle()
             await asyncio.sleep(LINGER)
         # Rollouts and health watches end here.
-        await asyncio.gather(self._public.stop(LAST_WORDS), self._admin.stop(LAST_WORDS))
-        await self._boundary.gone()
+        await asyncio.gather(self._public.stop(LAST_WORDS), self._admin.stop(LAST_WORDS), self._web.close(LAST_WORDS))
+        await self._calls.gone()
         await self._turns.settle()
         log.info("drained")
 
@@ -314,7 +350,7 @@ def _check_setup(config: Config) -> Identity:
     """Whatever can be known in milliseconds, before an engine takes half a minute to start."""
     server = config.server
     require_closed(server.host, config.security, "server.host")
-    for port in (server.grpc_port, server.admin_port, server.http_port):
+    for port in (server.grpc_port, server.admin_port, server.http_port, server.web_port):
         _require_free(server.host, port)
     CertificateFiles.of(config.security)
     _redis_url(config)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from grpc import aio
 
-from server import metrics
 from server.access import caller
 from server.limits import Budgets
-from server.vote_input import retraction_of, vote_of
-from thumbwheel import config
+from server.votes import Votes
 from thumbwheel.errors import InvalidInput
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.turn_log import Turn, TurnLog
@@ -30,21 +27,19 @@ if TYPE_CHECKING:  # generic only for the type checker
 
 
 class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
-    """OK means that the vote is on disk; everything that can be said without the store is said before it is asked."""
+    """OK means that the vote is on disk."""
 
-    def __init__(self, votes: FeedbackLog, turns: TurnLog, budgets: Budgets, limits: config.Feedback) -> None:
+    def __init__(self, votes: Votes, kept: FeedbackLog, turns: TurnLog, budgets: Budgets) -> None:
         self._votes = votes
+        self._kept = kept
         self._turns = turns
         self._budgets = budgets
-        self._limits = limits
 
     async def Rate(self, request: feedback_pb2.RateRequest, context: Context) -> feedback_pb2.RateResponse:
-        event = vote_of(request, caller().rater, self._limits)
-        return feedback_pb2.RateResponse(event_id=await self._append(event, request.idempotency_key))
+        return feedback_pb2.RateResponse(event_id=await self._votes.rate(request, caller()))
 
     async def Retract(self, request: feedback_pb2.RetractRequest, context: Context) -> feedback_pb2.RetractResponse:
-        event = retraction_of(request, caller().rater)
-        return feedback_pb2.RetractResponse(event_id=await self._append(event, request.idempotency_key))
+        return feedback_pb2.RetractResponse(event_id=await self._votes.retract(request, caller()))
 
     async def ListVotes(
         self, request: feedback_pb2.ListVotesRequest, context: Context
@@ -57,11 +52,11 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         rater = None if request.all_raters else caller().rater
         answer = feedback_pb2.ListVotesResponse(next_page_token=request.page_token)
         if not request.page_token:
-            answer.total_turns = await self._votes.rated_count(rater=rater, turn_id=request.turn_id or None)
+            answer.total_turns = await self._kept.rated_count(rater=rater, turn_id=request.turn_id or None)
         left, size = request.page_size or DEFAULT_PAGE, 0
         while left and size < FULL_PAGE_BYTES:
             stride = min(left, STRIDE)
-            found, token = await self._votes.page(
+            found, token = await self._kept.page(
                 rater=rater, turn_id=request.turn_id or None, size=stride, token=answer.next_page_token
             )
             votes = await self._with_turns(found, request.include_turns)
@@ -72,16 +67,6 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
             if not token:
                 break
         return answer
-
-    async def _append(self, event: record_pb2.VoteEvent, idempotency_key: str) -> str:
-        await self._budgets.request(caller())
-        began = time.monotonic()
-        kept = await self._votes.append(event, idempotency_key)
-        metrics.VOTE_SECONDS.observe(time.monotonic() - began)
-        if kept.version is not None:
-            kind = record_pb2.VoteKind.Name(event.kind).removeprefix("VOTE_KIND_").lower()
-            metrics.count_vote(kind, _value_label(event), kept.version or "unknown")
-        return kept.event_id
 
     async def _with_turns(
         self, found: list[tuple[str, record_pb2.VoteEvent]], include_turns: bool
@@ -107,15 +92,3 @@ def _rated(event: record_pb2.VoteEvent, turn: Turn) -> Iterable[record_pb2.Respo
     for _, response in sorted(turn.responses.items()):
         if event.kind == record_pb2.VOTE_KIND_RANKING or response.response_id == event.response_id:
             yield response
-
-
-def _value_label(event: record_pb2.VoteEvent) -> str:
-    if event.retracted:
-        return "retracted"
-    match event.WhichOneof("value"):
-        case "thumb":
-            return "up" if event.thumb == record_pb2.THUMB_UP else "down"
-        case "stars":
-            return str(event.stars)
-        case _:
-            return ""

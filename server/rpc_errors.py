@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,9 @@ from grpc import aio
 from grpc_status import rpc_status
 
 from server import metrics
-from server.access import Access, admit
+from server.access import SCOPES, Access, admit
+from server.calls import Calls
+from server.refusal import STOPPING, Refusal, refusal_of, too_long
 from thumbwheel import errors
 
 log = logging.getLogger("thumbwheel.rpc")
@@ -35,34 +36,20 @@ OURS = "/thumbwheel.v1."
 ENDLESS = frozenset({"WatchVersions", "Rollout"})
 """Methods without a deadline of ours; keepalive finds callers that are gone."""
 
-CODES: dict[type[errors.ThumbwheelError], int] = {
-    errors.InvalidInput: code_pb2.INVALID_ARGUMENT,
-    errors.NotFound: code_pb2.NOT_FOUND,
-    errors.NotAuthenticated: code_pb2.UNAUTHENTICATED,
-    errors.NotAllowed: code_pb2.PERMISSION_DENIED,
-    errors.Conflict: code_pb2.ALREADY_EXISTS,
-    errors.Overloaded: code_pb2.RESOURCE_EXHAUSTED,
-    errors.StoreUnavailable: code_pb2.UNAVAILABLE,
-    errors.EngineDead: code_pb2.UNAVAILABLE,
-    errors.AdapterRefused: code_pb2.FAILED_PRECONDITION,
-    errors.NotReady: code_pb2.FAILED_PRECONDITION,
-}
-
 
 def status_of(error: Exception) -> status_pb2.Status:
     """The status that a caller sees. Logs an unexpected error under the id that the status names."""
-    code = next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), None)
-    if code is None:
-        error_id = secrets.token_hex(8)
-        log.error("call_failed", exc_info=error, extra={"error_id": error_id})
-        return status_pb2.Status(code=code_pb2.INTERNAL, message=f"internal error {error_id}; the server's log has it")
-    status = status_pb2.Status(code=code, message=str(error))
+    status = _status(refusal_of(error))
     detail = _detail(error)
     if detail is not None:
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _status(refusal: Refusal) -> status_pb2.Status:
+    return status_pb2.Status(code=refusal.code, message=refusal.message)
 
 
 def _detail(error: Exception) -> Message | None:
@@ -91,32 +78,13 @@ class Boundary(aio.ServerInterceptor):
     Args:
         longest: seconds that a call may take when its caller sets no deadline or a longer one.
         access: tells who calls.
+        calls: counts them.
     """
 
-    def __init__(self, longest: float, access: Access) -> None:
+    def __init__(self, longest: float, access: Access, calls: Calls) -> None:
         self._longest = longest
         self._access = access
-        self._closed = False
-        self._ending = _Calls()
-        self._endless = _Calls()
-
-    def close(self) -> None:
-        """From now on new calls are refused, on old and new connections alike."""
-        self._closed = True
-
-    @property
-    def busy(self) -> bool:
-        """Whether a call is running, those aside that have no end of their own."""
-        return not self._ending.none.is_set()
-
-    async def idle(self) -> None:
-        """Returns when no call is running, those aside that have no end of their own."""
-        await self._ending.none.wait()
-
-    async def gone(self) -> None:
-        """Returns when every handler has cleaned up. grpc's own stop may return before that."""
-        await self._ending.none.wait()
-        await self._endless.none.wait()
+        self._calls = calls
 
     async def intercept_service(
         self, continuation: Continuation, details: grpc.HandlerCallDetails
@@ -169,39 +137,36 @@ class Boundary(aio.ServerInterceptor):
             unread: whether a message is on its way for which the caller gives no room.
         """
         method = path.rpartition("/")[2]
-        if self._closed:
-            metrics.REQUESTS.labels(method, "UNAVAILABLE").inc()
-            _end(context, status_pb2.Status(code=code_pb2.UNAVAILABLE, message="this server is stopping"))
+        if self._calls.closed:
+            metrics.REQUESTS.labels(method, STOPPING.name).inc()
+            _end(context, _status(STOPPING))
             return
         endless = method in ENDLESS
-        calls = self._endless if endless else self._ending
-        calls.began()
         code = "OK"
-        try:
-            async with nullcontext() if endless else asyncio.timeout(self._longest) as limit:
-                await admit(self._access, path, context.invocation_metadata() or ())
-                await body()
-        except asyncio.CancelledError:  # the caller left, its deadline passed, or the server stops
-            remaining = context.time_remaining()
-            code = "DEADLINE_EXCEEDED" if remaining is not None and remaining <= 0 else "CANCELLED"
-            raise
-        except Exception as error:  # the one place where any error becomes a status; status_of logs it
-            if isinstance(error, TimeoutError) and limit is not None and limit.expired():
-                if unread():
-                    code = "DEADLINE_EXCEEDED"
-                    metrics.UNREAD_STREAMS.inc()
-                    log.warning("caller_stopped_reading", extra={"method": method, "peer": context.peer()})
-                    # Behind a message that is not taken grpc can send no status: it would wait for ever, or fail.
-                    raise asyncio.CancelledError from error
-                message = f"the call took longer than {self._longest:g} s, the longest this server allows"
-                status = status_pb2.Status(code=code_pb2.DEADLINE_EXCEEDED, message=message)
-            else:
-                status = status_of(error)
-            code = code_pb2.Code.Name(status.code)
-            _end(context, status)
-        finally:
-            metrics.REQUESTS.labels(method, code).inc()
-            calls.ended()
+        with self._calls.running(endless=endless):
+            try:
+                async with nullcontext() if endless else asyncio.timeout(self._longest) as limit:
+                    await admit(self._access, path, SCOPES.get(path), context.invocation_metadata() or ())
+                    await body()
+            except asyncio.CancelledError:  # the caller left, its deadline passed, or the server stops
+                remaining = context.time_remaining()
+                code = "DEADLINE_EXCEEDED" if remaining is not None and remaining <= 0 else "CANCELLED"
+                raise
+            except Exception as error:  # the one place where any error becomes a status; refusal_of logs it
+                if isinstance(error, TimeoutError) and limit is not None and limit.expired():
+                    if unread():
+                        code = "DEADLINE_EXCEEDED"
+                        metrics.UNREAD_STREAMS.inc()
+                        log.warning("caller_stopped_reading", extra={"method": method, "peer": context.peer()})
+                        # Behind a message that is not taken grpc can send no status: it would wait for ever, or fail.
+                        raise asyncio.CancelledError from error
+                    status = _status(too_long(self._longest))
+                else:
+                    status = status_of(error)
+                code = code_pb2.Code.Name(status.code)
+                _end(context, status)
+            finally:
+                metrics.REQUESTS.labels(method, code).inc()
 
 
 def _decoded(handler: Handler, raw: bytes) -> Message:
@@ -238,26 +203,6 @@ def _foreign(handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
     if handler.response_streaming:
         return grpc.unary_stream_rpc_method_handler(call, response_serializer=handler.response_serializer)
     return grpc.unary_unary_rpc_method_handler(call, response_serializer=handler.response_serializer)
-
-
-class _Calls:
-    """Counts running calls; `none` is set while there are none."""
-
-    def __init__(self) -> None:
-        self.none = asyncio.Event()
-        self.none.set()
-        self._count = 0
-
-    def began(self) -> None:
-        self._count += 1
-        metrics.RUNNING_CALLS.inc()
-        self.none.clear()
-
-    def ended(self) -> None:
-        self._count -= 1
-        metrics.RUNNING_CALLS.dec()
-        if not self._count:
-            self.none.set()
 
 
 def _end(context: Context, status: status_pb2.Status) -> None:

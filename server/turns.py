@@ -12,8 +12,9 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from server import metrics
@@ -41,6 +42,15 @@ def new_turn_id() -> str:
     return f"t{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event of an answer, and what was sampled since the one before: tokens and their log-probabilities in nats."""
+
+    event: Event
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[float] = ()
+
+
 class Answer:
     """What has been sampled of one answer."""
 
@@ -53,6 +63,7 @@ class Answer:
         self.finished = False
         self._texts: list[str] = []
         self._first_token: float | None = None
+        self._told = 0
 
     def add(self, chunk: Chunk) -> None:
         self._texts.append(chunk.text)
@@ -62,6 +73,11 @@ class Answer:
         self.record.logprobs.extend(chunk.logprobs)
         if self._first_token is None and chunk.token_ids:
             self._first_token = time.monotonic()
+
+    def tell(self, event: Event) -> Told:
+        """The event, with the tokens that no event before it came with."""
+        began, self._told = self._told, len(self.record.token_ids)
+        return Told(event, self.record.token_ids[began:], self.record.logprobs[began:])
 
     def finish(self, reason: record_pb2.FinishReason.ValueType) -> None:
         """Closes the record."""
@@ -88,7 +104,7 @@ class Turns:
         self._log = turn_log
         self._writing: set[asyncio.Task[None]] = set()
 
-    def answer(self, question: Question, caller: Caller) -> AsyncGenerator[Event, None]:
+    def answer(self, question: Question, caller: Caller) -> AsyncGenerator[Told, None]:
         """The events of a turn: for each answer a receipt, deltas, a finish. Closing it aborts the turn at once.
 
         Raises:
@@ -103,16 +119,16 @@ class Turns:
         while self._writing:
             await asyncio.wait(self._writing)
 
-    async def _within_limits(self, question: Question, caller: Caller, emit: Callable[[Event], None]) -> None:
+    async def _within_limits(self, question: Question, caller: Caller, emit: Callable[[Told], None]) -> None:
         prompt, most = len(question.prompt_token_ids), question.n * question.sampling.max_tokens
         async with self._budgets.chat(caller, prompt + most) as spending:
             spending.used = prompt
             await self._run(question, caller, spending, emit)
 
-    async def _run(self, question: Question, caller: Caller, spending: Spending, emit: Callable[[Event], None]) -> None:
+    async def _run(self, question: Question, caller: Caller, spending: Spending, emit: Callable[[Told], None]) -> None:
         arrived = time.monotonic()
         writes: list[asyncio.Task[None]] = []
-        reach = Reach.OPERATORS if record_pb2.SCOPE_ADMIN in caller.scopes else Reach.PEOPLE
+        reach = Reach.of(caller.scopes)
         with await self._admission.chat(question.n) as places:
             turn = _turn_record(question, caller.rater)
             # The version is read after the wait, so a call that queued across a swap is answered by the new one.
@@ -145,7 +161,7 @@ class Turns:
                         answer.add(chunk)
                         spending.used += len(chunk.token_ids)
                         if chunk.text:
-                            emit(Event(index=chunk.index, delta=chunk.text))
+                            emit(answer.tell(Event(index=chunk.index, delta=chunk.text)))
                         if chunk.finish:
                             answer.finish(REASONS[chunk.finish])
                             places.give_back_one()
@@ -183,13 +199,13 @@ class Turns:
             metrics.CROSSED_ANSWERS.inc()
         return status
 
-    async def _finish(self, turn: record_pb2.TurnRecord, answer: Answer, emit: Callable[[Event], None]) -> None:
+    async def _finish(self, turn: record_pb2.TurnRecord, answer: Answer, emit: Callable[[Told], None]) -> None:
         status = await self._append(turn, answer)
         usage = chat_pb2.Usage(prompt_tokens=len(turn.prompt_token_ids), completion_tokens=len(answer.record.token_ids))
         finish = chat_pb2.Finish(reason=answer.record.finish_reason, usage=usage, log_status=status)
         if len(answer.record.spans) > 1:
             finish.spans.extend(answer.record.spans)
-        emit(Event(index=answer.record.index, finish=finish))
+        emit(answer.tell(Event(index=answer.record.index, finish=finish)))
 
 
 def _turn_record(question: Question, owner: str) -> record_pb2.TurnRecord:
@@ -211,6 +227,6 @@ def _conversation(question: Question, caller: Caller) -> bytes:
     return "\0".join((caller.tenant, caller.rater, opening)).encode()
 
 
-def _receipt(turn_id: str, answer: Answer, version: str) -> Event:
+def _receipt(turn_id: str, answer: Answer, version: str) -> Told:
     receipt = chat_pb2.Receipt(response_id=answer.record.response_id, version=version, turn_id=turn_id)
-    return Event(index=answer.record.index, receipt=receipt)
+    return Told(Event(index=answer.record.index, receipt=receipt))

@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -40,10 +40,12 @@ from thumbwheel.errors import (
 )
 from thumbwheel.registry import BASE, Registry
 from thumbwheel_client.v1.record_pb2 import (
+    SCOPE_ADMIN,
     VERSION_STATE_CANARY,
     VERSION_STATE_CANDIDATE,
     VERSION_STATE_REJECTED,
     VERSION_STATE_TRAINING,
+    Scope,
     VersionRecord,
     VersionState,
 )
@@ -63,6 +65,11 @@ class Reach(IntEnum):
     """Those that are finished."""
     LEARNER = 2
     """Those of a cycle under way."""
+
+    @classmethod
+    def of(cls, scopes: Collection[Scope.ValueType]) -> Reach:
+        """Of a caller who chats."""
+        return cls.OPERATORS if SCOPE_ADMIN in scopes else cls.PEOPLE
 
 
 @dataclass
@@ -116,6 +123,10 @@ class Versions:
             return None
         draw = hashlib.sha256(self._canary.encode() + b"\0" + conversation).digest()
         return self._canary if int.from_bytes(draw[:8], "big") < self._share * 2**64 else None
+
+    def answers(self, record: VersionRecord, reach: Reach) -> bool:
+        """Whether this server answers with the version, if it is asked to."""
+        return _fault(record.state, reach) is None and (not self._engine.one_version or record.name == self._live)
 
     async def start(self) -> None:
         """Makes the registry's live version answer, or the one before it if this one is refused.

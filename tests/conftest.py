@@ -124,7 +124,8 @@ def settings(tmp_path: Path, redis_url: str, tiny_model: Path) -> Callable[..., 
                 "data_dir": tmp_path / "data",
                 "model": {"path": str(tiny_model)},
                 "redis": {"url": redis_url},
-                "server": {"grpc_port": 0, "admin_port": 0, "http_port": 0, "threads": 2, "drain": 5, **server},
+                "server": {"grpc_port": 0, "admin_port": 0, "http_port": 0, "web_port": 0, "threads": 2, "drain": 5}
+                | server,
             }
         )
 

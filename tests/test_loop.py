@@ -68,7 +68,7 @@ def halves(tmp_path: Path, tiny_model: Path, own_redis: Any) -> Iterator[tuple[H
     settings = [
         *SETTINGS, f"data_dir={tmp_path}", f"model.path={tiny_model}", f"redis.url={redis.url}",
         f"server.grpc_port={ports[0]}", f"server.http_port={ports[1]}", f"learner.http_port={ports[2]}",
-        f"server.admin_port={ports[3]}",
+        f"server.admin_port={ports[3]}", "server.web_port=0",
     ]  # fmt: skip
     arguments = [word for item in settings for word in ("--set", item)]
     server = Half("server", ports[1], arguments, tmp_path / "server.log")

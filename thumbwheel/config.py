@@ -48,6 +48,8 @@ class Server(Section):
     """Port of versions, rollouts, imports and erasure: for operators and the learner; 0 takes a free one."""
     http_port: Port = 9401
     """Port of /metrics, /healthz and /readyz; 0 takes a free one."""
+    web_port: Port = 8080
+    """Port of chat and feedback over HTTP, as OpenAI's clients speak it; 0 takes a free one."""
     reflection: bool = True
     """Let tools such as grpcurl list the services. Only where security.auth is "off"."""
     threads: Annotated[int, Field(ge=0)] = 0

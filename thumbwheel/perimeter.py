@@ -44,12 +44,16 @@ def reachable(host: str) -> str:
 class CertificateFiles:
     """The server's certificate on disk, and whether it has changed since it was last looked at.
 
+    Args:
+        mutual: whether callers of `context` need a certificate where `security.tls_client_ca` is set.
+
     Raises:
         SetupError: the files cannot be read, or do not belong together.
     """
 
-    def __init__(self, security: config.Security) -> None:
+    def __init__(self, security: config.Security, *, mutual: bool = False) -> None:
         self.security = security
+        self._mutual = mutual
         self._paths = [
             Path(path).expanduser()
             for path in (security.tls_certificate, security.tls_key, security.tls_client_ca)
@@ -59,12 +63,14 @@ class CertificateFiles:
         self._times = self._look()
 
     @classmethod
-    def of(cls, security: config.Security) -> CertificateFiles | None:
+    def of(cls, security: config.Security, *, mutual: bool = False) -> CertificateFiles | None:
         """None where no TLS is set up."""
-        return cls(security) if security.tls_certificate else None
+        return cls(security, mutual=mutual) if security.tls_certificate else None
 
     def changed(self) -> bool:
         """True once for every change that is complete; `context` serves the new certificate from then on.
+
+        A new CA of callers' counts there beside the old one, which goes with the next start.
 
         A file that is just being replaced is not there or not whole: the next look will see it.
         """
@@ -73,7 +79,7 @@ class CertificateFiles:
             if times == self._times:
                 return False
             self._load()  # a trial, for the context that serves must not be left with half of a pair
-            self.context.load_cert_chain(self._paths[0], self._paths[1])
+            self._fill(self.context)
         except (OSError, SetupError):
             return False
         self._times = times
@@ -87,16 +93,25 @@ class CertificateFiles:
         return *read, read_file(ca, "security.tls_client_ca") if ca else None
 
     def _load(self) -> ssl.SSLContext:
-        """For HTTP. Callers need no certificate there: probes have none, and the metrics page asks for a key."""
+        """For HTTP. The metrics page needs no certificate of its callers: probes have none, and it asks for a key."""
         self.pem()  # says which file it is that cannot be read
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            context.load_cert_chain(self._paths[0], self._paths[1])
+            self._fill(context)
         except ssl.SSLError as error:
             raise SetupError(
                 f"security.tls_certificate and tls_key cannot be used ({error.reason}): are they PEM, and a pair?"
             ) from error
         return context
+
+    def _fill(self, context: ssl.SSLContext) -> None:
+        context.load_cert_chain(self._paths[0], self._paths[1])
+        if self._mutual and self.security.tls_client_ca:
+            try:
+                context.load_verify_locations(self._paths[2])
+            except ssl.SSLError as error:
+                raise SetupError(f"security.tls_client_ca cannot be used ({error.reason}): is it PEM?") from error
+            context.verify_mode = ssl.CERT_REQUIRED
 
     def _look(self) -> list[int]:
         return [path.stat().st_mtime_ns for path in self._paths]

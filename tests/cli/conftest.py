@@ -85,7 +85,7 @@ async def served(tmp_path: Path, redis_url: str, tiny_model: Path) -> AsyncItera
             "data_dir": tmp_path / "data",
             "model": {"path": str(tiny_model)},
             "redis": {"url": redis_url},
-            "server": {"grpc_port": 0, "admin_port": 0, "http_port": 0, "drain": 2},
+            "server": {"grpc_port": 0, "admin_port": 0, "http_port": 0, "web_port": 0, "drain": 2},
         }
     )
     engine = ScriptedEngine(script=script)

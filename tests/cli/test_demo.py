@@ -122,7 +122,7 @@ def test_what_a_whole_stream_is() -> None:
 
 async def test_a_swap_is_seen(served: Served) -> None:
     await served.publish("v1")
-    here = Instance(0, served.addresses.grpc, served.addresses.admin, served.addresses.http, "127.0.0.1:1", "")
+    here = Instance(0, served.addresses.grpc, served.addresses.admin, served.addresses.http, "", "127.0.0.1:1", "")
     watch = Watch(served.services, here)
     releases = []
     watch.on_release = lambda: releases.append(watch.live)
@@ -151,7 +151,7 @@ def learner_page(cycles: dict[str, float], failures: float = 0) -> Page:
 
 
 async def test_cycles_are_counted_over_restarts_of_the_learner(served: Served) -> None:
-    watch = Watch(served.services, Instance(0, "", "", "", "", ""))
+    watch = Watch(served.services, Instance(0, "", "", "", "", "", ""))
     watch._see_learner(learner_page({"released": 2, "rejected": 1}))
     watch._see_learner(learner_page({}))
     watch._see_learner(learner_page({"released": 1}))
@@ -160,7 +160,7 @@ async def test_cycles_are_counted_over_restarts_of_the_learner(served: Served) -
 
 
 async def test_a_learner_that_fails_again_and_again_is_not_waited_for(served: Served) -> None:
-    watch = Watch(served.services, Instance(0, "", "", "", "", ""))
+    watch = Watch(served.services, Instance(0, "", "", "", "", "", ""))
     waiting = asyncio.create_task(watch.until(lambda: False))
     for failures in range(1, 4):
         await asyncio.sleep(0)

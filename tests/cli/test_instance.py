@@ -11,7 +11,7 @@ from cli import instance
 from cli.instance import Instance
 from thumbwheel.errors import SetupError
 
-HERE = Instance(1, "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", "127.0.0.1:4", "unix:///x")
+HERE = Instance(1, "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", "127.0.0.1:5", "127.0.0.1:4", "unix:///x")
 
 HOLDER = """
 import sys

@@ -82,7 +82,7 @@ def closed(tmp_path: Path, tiny_model: Path, certificates: Any) -> Iterator[tupl
         "server.host=0.0.0.0", "learner.http_host=0.0.0.0", "security.auth=keys", f"client.ca={one.ca}",
         f"security.tls_certificate={one.chain}", f"security.tls_key={one.key}", f"security.tls_client_ca={one.ca}",
         f"client.certificate={one.chain}", f"client.private_key={one.key}", f"model.path={tiny_model}",
-        "server.grpc_port=0", "server.admin_port=0", "server.http_port=0", "learner.http_port=0",
+        "server.grpc_port=0", "server.admin_port=0", "server.http_port=0", "server.web_port=0", "learner.http_port=0",
         "server.threads=1", "learner.threads=1", "server.kv_cache_bytes=67108864", "server.max_sequences=4",
     )  # fmt: skip
     folder = tmp_path / "data"

@@ -10,14 +10,16 @@ from thumbwheel.config import Config, Learner, Server
 from thumbwheel.errors import SetupError
 
 
-def settings(grpc: int = 0, admin: int = 0, http: int = 0, learner: int = 0) -> Config:
-    return Config(server=Server(grpc_port=grpc, admin_port=admin, http_port=http), learner=Learner(http_port=learner))
+def settings(grpc: int = 0, admin: int = 0, http: int = 0, web: int = 0, learner: int = 0) -> Config:
+    server = Server(grpc_port=grpc, admin_port=admin, http_port=http, web_port=web)
+    return Config(server=server, learner=Learner(http_port=learner))
 
 
 def test_zero_takes_free_ports_that_differ() -> None:
     taken = preflight.take_ports(settings())
-    ports = {taken.server.grpc_port, taken.server.admin_port, taken.server.http_port, taken.learner.http_port}
-    assert len(ports) == 4
+    server = taken.server
+    ports = {server.grpc_port, server.admin_port, server.http_port, server.web_port, taken.learner.http_port}
+    assert len(ports) == 5
     assert 0 not in ports
 
 
@@ -26,7 +28,9 @@ def test_free_port_stays() -> None:
     assert preflight.take_ports(settings(grpc=free)).server.grpc_port == free
 
 
-@pytest.mark.parametrize("key", ["server.grpc_port", "server.admin_port", "server.http_port", "learner.http_port"])
+@pytest.mark.parametrize(
+    "key", ["server.grpc_port", "server.admin_port", "server.http_port", "server.web_port", "learner.http_port"]
+)
 def test_taken_port_is_named_with_its_key(key: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]

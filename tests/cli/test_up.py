@@ -24,7 +24,9 @@ from thumbwheel_client.v1.chat_pb2_grpc import ChatServiceStub
 from thumbwheel_client.v1.feedback_pb2_grpc import FeedbackServiceStub
 
 START_SECONDS = 150
-FREE_PORTS = ("server.grpc_port=0", "server.admin_port=0", "server.http_port=0", "learner.http_port=0")
+FREE_PORTS = (
+    "server.grpc_port=0", "server.admin_port=0", "server.http_port=0", "server.web_port=0", "learner.http_port=0",
+)  # fmt: skip
 SMALL = ("server.threads=1", "learner.threads=1", "server.kv_cache_bytes=67108864", "server.max_sequences=4")
 
 

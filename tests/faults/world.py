@@ -233,7 +233,7 @@ async def world(
     common = [*SETTINGS, f"data_dir={folder}", f"model.path={model}", f"redis.url={redis.url}"]
 
     def half(name: str, log: str, http_port: int, *ports: str) -> Half:
-        sets = [*common, f"{name}.http_port={http_port}", *ports]
+        sets = [*common, f"{name}.http_port={http_port}", "server.web_port=0", *ports]
         return Half(name, http_port, [word for item in sets for word in ("--set", item)], folder / log)
 
     chat_ports, admin_ports = [free_port(), free_port()], [free_port(), free_port()]

@@ -108,7 +108,7 @@ async def target(folder: Path, model: Path, redis_url: str, *settings: str) -> A
     grpc, admin, http = free_port(), free_port(), free_port()
     sets = [
         *SETTINGS, f"data_dir={folder}", f"model.path={model}", f"redis.url={redis_url}", f"server.grpc_port={grpc}",
-        f"server.admin_port={admin}", f"server.http_port={http}", *settings,
+        f"server.admin_port={admin}", f"server.http_port={http}", "server.web_port=0", *settings,
     ]  # fmt: skip
     half = Half("server", http, [word for item in sets for word in ("--set", item)], folder / "server.log")
     half.start()

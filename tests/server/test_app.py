@@ -63,7 +63,7 @@ async def test_an_address_on_the_network_is_refused_before_anything_starts(setti
         await serve(settings(host="0.0.0.0"), asyncio.Event(), start_engine=no_engine)
 
 
-@pytest.mark.parametrize("which", ["grpc_port", "admin_port", "http_port"])
+@pytest.mark.parametrize("which", ["grpc_port", "admin_port", "http_port", "web_port"])
 async def test_a_taken_port_is_said_before_the_engine_starts(settings: MakeConfig, which: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -217,6 +217,7 @@ async def process(config: Config, *extra: str) -> AsyncIterator[asyncio.subproce
         "server.grpc_port=0",
         "server.admin_port=0",
         "server.http_port=0",
+        "server.web_port=0",
         "server.threads=2",
         "server.kv_cache_bytes=67108864",
         *extra,

@@ -104,6 +104,7 @@ async def merged(
         "server.threads=1", "server.max_sequences=16", "server.kv_cache_bytes=33554432",
         f"data_dir={folder}", f"model.path={tiny_model}", f"redis.url={redis.url}",
         f"server.grpc_port={grpc_port}", f"server.admin_port={admin_port}", f"server.http_port={http_port}",
+        "server.web_port=0",
     ]  # fmt: skip
     half = Half("server", http_port, [word for item in sets for word in ("--set", item)], folder / "server.log")
     half.start()
