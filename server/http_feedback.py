@@ -151,8 +151,10 @@ def _request_of(metric: Metric, key: str) -> RateRequest:
 
 def _text(value: Any) -> str:
     """A demonstration: a text, or TensorZero's blocks of text."""
-    blocks = [{"type": "text", "text": value}] if isinstance(value, str) else value if isinstance(value, list) else []
-    texts = [block.get("text") if isinstance(block, dict) else None for block in blocks]
-    if not texts or not all(isinstance(text, str) for text in texts):
+    if isinstance(value, str):
+        return value
+    blocks = value if isinstance(value, list) else []
+    texts = [block["text"] for block in blocks if isinstance(block, dict) and isinstance(block.get("text"), str)]
+    if not texts or len(texts) < len(blocks):
         raise InvalidInput("value", "must be a text")
     return "".join(texts)

@@ -51,7 +51,7 @@ def refusal_of(error: Exception) -> Refusal:
         error_id = secrets.token_hex(8)
         log.error("call_failed", exc_info=error, extra={"error_id": error_id})
         return Refusal(code_pb2.INTERNAL, f"internal error {error_id}; the server's log has it")
-    field = error.field if isinstance(error, errors.InvalidInput) else ""
+    field = error.field if isinstance(error, (errors.InvalidInput, errors.NotFound)) else ""
     wait = error.retry_after if isinstance(error, (errors.Overloaded, errors.StoreUnavailable)) else None
     return Refusal(code, str(error), field, wait)
 

@@ -36,7 +36,9 @@ class InvalidInput(ThumbwheelError):
 
 
 class NotFound(ThumbwheelError):
-    """No such thing."""
+    """No such thing. `field` is the one that named it, where that is worth telling."""
+
+    field = ""
 
 
 class NotAuthenticated(ThumbwheelError):

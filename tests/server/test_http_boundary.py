@@ -166,6 +166,7 @@ async def test_a_dead_engine_is_said_in_the_stream_and_after_it(settings: MakeCo
             said = (await reader.readuntil(b"0\r\n\r\n")).decode()
             assert '"code": "unavailable"' in said
             assert "[DONE]" not in said
+            await asyncio.wait((server.task,), timeout=10)
 
 
 async def test_too_many_are_told_when_to_come_back(settings: MakeConfig, run_server: Any, until: Until) -> None:
