@@ -12,10 +12,10 @@ from thumbwheel.errors import SetupError
 from thumbwheel.metrics_http import MetricsHttp
 
 
-def get(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, str]:
+def get(port: int, path: str, method: str = "GET", host: str = "127.0.0.1", *, accept: str = "*/*") -> tuple[int, str]:
     connection = http.client.HTTPConnection(host, port, timeout=10)
     try:
-        connection.request(method, path)
+        connection.request(method, path, headers={"Accept": accept})
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     finally:
@@ -40,6 +40,23 @@ def test_pages_follow_the_checks() -> None:
         assert get(page.port, "/metrics", "POST")[0] == 405
     with pytest.raises(ConnectionRefusedError):
         get(page.port, "/healthz")
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+        "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+        "application/openmetrics-text;version=1.0.0;escaping=underscores;q=0.5,"
+        "text/plain;version=1.0.0;escaping=underscores;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+    ],
+    ids=["Prometheus 2", "Prometheus 3"],
+)
+def test_a_name_is_the_same_whatever_format_is_asked_for(accept: str) -> None:
+    registry = CollectorRegistry()
+    Counter("vllm:things_total", "Things.", registry=registry).inc(3)
+    with MetricsHttp("127.0.0.1", 0, lambda: True, lambda: True, registry) as page:
+        assert "\nvllm:things_total 3.0\n" in get(page.port, "/metrics", accept=accept)[1]
 
 
 def test_a_silent_connection_holds_up_nobody() -> None:
