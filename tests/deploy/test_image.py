@@ -51,6 +51,14 @@ def copied() -> list[str]:
     ]
 
 
+def test_hadolint_finds_no_fault() -> None:
+    command = [tools.hadolint(), "--no-color", DOCKER / "Dockerfile"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    wrong = subprocess.run([*command[:2], "-"], input="FROM python\n", capture_output=True, text=True, check=False)
+    assert "DL3006" in wrong.stdout
+
+
 def test_what_is_copied_is_there_and_not_ignored() -> None:
     ignored = (DOCKER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     assert ignored[1] == "*"
