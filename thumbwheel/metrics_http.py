@@ -90,7 +90,9 @@ class MetricsHttp:
         if path == "/metrics":
             if not self._allowed(environ.get("HTTP_AUTHORIZATION", "")):
                 return _text(start, "401 Unauthorized", "a key with the scope metrics: Authorization: Bearer <key>")
-            answer: Iterable[bytes] = self._metrics(environ, start)
+            # Always the plain format: in the other one prometheus_client writes `vllm:x` as `vllm_x`, unless the asker is a
+            # Prometheus of the newest kind.
+            answer: Iterable[bytes] = self._metrics({**environ, "HTTP_ACCEPT": ""}, start)
             return answer
         if path in self._checks:
             return (

@@ -177,7 +177,7 @@ def test_kubectl_reads_it(manifests: Manifests, tmp_path: Path) -> None:
     """Its client-side dry run asks a cluster for the kinds that there are; without one, it can only read."""
     file = tmp_path / "all.yaml"
     file.write_text(yaml.safe_dump_all(manifests), encoding="utf-8")
-    command = [tools.on_path("kubectl"), "label", "--local", "--dry-run=client", "-o", "name", "-f", str(file), "a=b"]
+    command = [tools.kubectl(), "label", "--local", "--dry-run=client", "-o", "name", "-f", str(file), "a=b"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert len(done.stdout.splitlines()) == len(manifests)
 

