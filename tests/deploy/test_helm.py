@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from copy import deepcopy
@@ -110,6 +111,12 @@ def test_the_schema_takes_what_is_right(case: str) -> None:
     jsonschema.validate(filled(CASES[case]), SCHEMA)
 
 
+def test_the_schema_takes_what_the_documents_give() -> None:
+    text = (monitoring.DEPLOY.parent / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    jsonschema.validate(filled(yaml.safe_load(block)), SCHEMA)
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -166,7 +173,7 @@ def test_kubernetes_takes_it(manifests: Manifests, monkeypatch: pytest.MonkeyPat
     import kubernetes_validate
 
     ours = [each for each in manifests if not each["apiVersion"].startswith("monitoring.coreos.com/")]
-    assert len(ours) >= 8
+    assert {each["kind"] for each in ours} >= {"Deployment", "Service", "ConfigMap", "PodDisruptionBudget"}
     for each in ours:
         kubernetes_validate.validate(each, "1.33", strict=True)
     with pytest.raises(kubernetes_validate.ValidationError):
