@@ -76,8 +76,8 @@ def _once(name: str, fetch: Callable[[Path], None]) -> Path:
         if not folder.exists():
             draft.rename(folder)
     except (OSError, subprocess.SubprocessError, LookupError) as error:
-        said = getattr(error, "stderr", None) or ""
-        _failed[name] = f"{name} is not here and cannot be fetched: {error} {said[-300:]}"
+        said = str(getattr(error, "stderr", None) or error).strip()
+        _failed[name] = f"{name} is not here and cannot be fetched: {said.splitlines()[-1]}"
         pytest.skip(_failed[name])
     finally:
         shutil.rmtree(draft, ignore_errors=True)
