@@ -30,12 +30,14 @@ def read_file(path: str, key: str) -> bytes:
 def read_secret(path: str, key: str) -> str:
     """The secret in a file, without the line's end.
 
+    A file of root's may be read by its group: so a pod mounts secrets, for the group that it runs in.
+
     Raises:
-        SetupError: as `read_file`; or others than its owner can read it.
+        SetupError: as `read_file`; or others can read it.
     """
     data = read_file(path, key)
-    mode = Path(path).expanduser().stat().st_mode
-    if mode & 0o077:
+    found = Path(path).expanduser().stat()
+    if found.st_mode & (0o027 if found.st_uid == 0 else 0o077):
         raise SetupError(f"{key} = {path!r} can be read by others than its owner: chmod 600 {path}")
     try:
         return data.decode().strip()

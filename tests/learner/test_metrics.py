@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 
-import pytest
 from prometheus_client import REGISTRY, generate_latest
 
 from learner import metrics
+from tests.deploy import tools
 
 
 def page() -> str:
@@ -32,8 +31,6 @@ def test_an_iteration_is_shown() -> None:
 
 
 def test_promtool_finds_nothing() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not on PATH")
+    promtool = tools.prometheus("promtool")
     check = subprocess.run([promtool, "check", "metrics"], input=page(), capture_output=True, text=True, check=False)
     assert (check.returncode, check.stdout + check.stderr) == (0, "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import shutil
 import subprocess
 import urllib.request
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +15,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine_scripted import ScriptedEngine
+from tests.deploy import tools
 from thumbwheel.config import Config
 from thumbwheel_client.v1 import chat_pb2, feedback_pb2, record_pb2
 
@@ -116,9 +116,7 @@ async def test_what_happened_is_counted(page: str) -> None:
 
 
 async def test_promtool_finds_nothing(page: str) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not on PATH")
+    promtool = tools.prometheus("promtool")
     lines = [line for line in page.splitlines() if re.match(r"(# (HELP|TYPE) )?thumbwheel_", line)]
     check = await asyncio.to_thread(
         subprocess.run, [promtool, "check", "metrics"], input="\n".join(lines) + "\n", capture_output=True, text=True

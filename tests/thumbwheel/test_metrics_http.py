@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import urllib.request
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -40,6 +41,25 @@ def test_pages_follow_the_checks() -> None:
         assert get(page.port, "/metrics", "POST")[0] == 405
     with pytest.raises(ConnectionRefusedError):
         get(page.port, "/healthz")
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "*/*",
+        "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;q=0.5",
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=1.0.0;q=0.5",
+    ],
+)
+def test_every_prometheus_reads_the_same_names(accept: str) -> None:
+    """prometheus_client's OpenMetrics has `vllm_things_total`, which is no name that vLLM's dashboards know."""
+    registry = CollectorRegistry()
+    Counter("vllm:things_total", "Things.", registry=registry).inc(3)
+    with MetricsHttp("127.0.0.1", 0, lambda: True, lambda: True, registry) as page:
+        asked = urllib.request.Request(f"http://127.0.0.1:{page.port}/metrics", headers={"Accept": accept})
+        with urllib.request.urlopen(asked, timeout=10) as reply:
+            assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+            assert "vllm:things_total 3.0\n" in reply.read().decode()
 
 
 def test_a_silent_connection_holds_up_nobody() -> None:

@@ -1,0 +1,181 @@
+"""A real Prometheus looks at a real thumbwheel: it is let in, and every panel and rule finds what it asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from server.engine_scripted import ScriptedEngine
+from tests.certificates import Authority
+from tests.deploy import monitoring, tools
+from tests.faults.world import world
+from tests.processes import eventually, free_port
+from thumbwheel.config import Config
+from thumbwheel.credentials import Credentials, scrapers
+from thumbwheel.metrics_http import MetricsHttp
+from thumbwheel.perimeter import CertificateFiles
+from thumbwheel.store import Store
+from thumbwheel_client.v1.record_pb2 import SCOPE_METRICS
+
+UNSEEN = {"thumbwheel_refused_adapters_total"}
+"""Series that begin with the first thing that goes wrong."""
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """One that runs, by its HTTP API."""
+
+    address: str
+
+    def get(self, path: str, **parameters: str) -> Any:
+        url = f"http://{self.address}{path}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            return json.load(reply)["data"]
+
+    def query(self, expr: str) -> list[float]:
+        """The values of an instant query, NaN left out."""
+        found = self.get("/api/v1/query", query=expr)
+        values = [float(each["value"][1]) for each in found["result"]]
+        return [value for value in values if not math.isnan(value)]
+
+    def targets(self) -> dict[str, tuple[str, str]]:
+        """Health and last error by job."""
+        found = self.get("/api/v1/targets")["activeTargets"]
+        return {each["labels"]["job"]: (each["health"], each["lastError"]) for each in found}
+
+    def ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self.address}/-/ready", timeout=5) as reply:
+                return bool(reply.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+@asynccontextmanager
+async def prometheus(folder: Path, config: dict[str, Any]) -> AsyncIterator[Prometheus]:
+    """Debian's Prometheus with this configuration, looking every second."""
+    binary = tools.prometheus()
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(monitoring.PROMETHEUS / file) for file in config["rule_files"]]
+    file = folder / "prometheus.yml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    address = f"127.0.0.1:{free_port()}"
+    with (folder / "prometheus.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            binary, f"--config.file={file}", f"--storage.tsdb.path={folder / 'tsdb'}",
+            f"--web.listen-address={address}", "--log.level=warn",
+            stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        running = Prometheus(address)
+
+        async def look() -> bool:
+            assert process.returncode is None, (folder / "prometheus.log").read_text()
+            return await asyncio.to_thread(running.ready)
+
+        await eventually(look, 60)
+        yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def shipped() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((monitoring.PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
+    return config
+
+
+async def test_it_is_let_in_by_key_and_certificate(
+    tmp_path: Path, settings: Callable[..., Config], run_server: Any, certificates: Authority
+) -> None:
+    certificate = certificates("server")
+    security = {"auth": "keys", "tls_certificate": certificate.chain, "tls_key": certificate.key}
+    config = Config.model_validate(settings().model_dump() | {"security": security})
+    store = await Store.open(config.redis.url, config.redis.namespace)
+    key, _ = await Credentials(store).make("prometheus", [SCOPE_METRICS])
+    (tmp_path / "metrics.key").write_text(f"{key}\n")
+    learner = MetricsHttp(
+        "127.0.0.1",
+        0,
+        alive=lambda: True,
+        ready=lambda: True,
+        certificate=CertificateFiles.of(config.security),
+        authorize=scrapers(store, config.security),
+    )
+    async with run_server(config, ScriptedEngine()) as server:
+        here = {"server:9401": server.addresses.http, "learner:9402": f"127.0.0.1:{learner.port}"}
+        scraping = shipped()
+        for job in scraping["scrape_configs"]:
+            assert job["authorization"] == {"credentials_file": "/keys/metrics.key"}
+            assert job["tls_config"] == {"ca_file": "/tls/ca.crt", "server_name": "thumbwheel"}
+            job["authorization"] = {"credentials_file": str(tmp_path / "metrics.key")}
+            job["tls_config"] = {"ca_file": certificate.ca, "server_name": "localhost"}
+            job["static_configs"] = [{"targets": [here[target]]} for target in job["static_configs"][0]["targets"]]
+        stranger = {**scraping["scrape_configs"][0], "job_name": "stranger"}
+        del stranger["authorization"]
+        scraping["scrape_configs"].append(stranger)
+        with learner:
+            async with prometheus(tmp_path, scraping) as watcher:
+                expected = {"thumbwheel-server": "up", "thumbwheel-learner": "up", "stranger": "down"}
+
+                async def look() -> bool:
+                    found = await asyncio.to_thread(watcher.targets)
+                    return {job: health for job, (health, _) in found.items()} == expected
+
+                await eventually(look, 30)
+                assert "401" in watcher.targets()["stranger"][1]
+    await store.close()
+
+
+async def test_every_panel_shows_something(tmp_path: Path, tiny_model: Path) -> None:
+    async with world(tmp_path, tiny_model) as here, here.people.about():
+        scraping = shipped()
+        targets = {
+            "thumbwheel-server": [f"127.0.0.1:{server.http_port}" for server in here.servers],
+            "thumbwheel-learner": [f"127.0.0.1:{here.learner.http_port}"],
+        }
+        scraping["scrape_configs"] = [
+            {"job_name": job["job_name"], "static_configs": [{"targets": targets[job["job_name"]]}]}
+            for job in scraping["scrape_configs"]
+        ]
+        async with prometheus(tmp_path, scraping) as watcher:
+
+            async def learned() -> bool:
+                return await here.cycles() > 0
+
+            await eventually(learned, 180)
+            lacking = {
+                query.place: query.expr.replace("$__rate_interval", "30s") for query in monitoring.panel_queries()
+            }
+            names = {name for query in monitoring.rule_queries() for name in monitoring.metrics(query.expr)}
+            lacking |= {name: f"count({name})" for name in names - UNSEEN}
+
+            async def seen() -> bool:
+                for place, expr in list(lacking.items()):
+                    if await asyncio.to_thread(watcher.query, expr):
+                        del lacking[place]
+                return not lacking
+
+            try:
+                await eventually(seen, 60)
+            except AssertionError:
+                pytest.fail(f"nothing is shown by {lacking}")
+            found = [rule for group in watcher.get("/api/v1/rules")["groups"] for rule in group["rules"]]
+            assert len(found) == len(monitoring.rules())
+            assert {rule["name"]: rule["lastError"] for rule in found if rule["health"] != "ok"} == {}
+            assert [
+                alert["labels"] for alert in watcher.get("/api/v1/alerts")["alerts"] if alert["state"] == "firing"
+            ] == []
