@@ -75,7 +75,7 @@ def test_only_people_reach_it_from_outside() -> None:
     open_ports = {
         port for service in SERVICES.values() for port in service.get("ports", ()) if not port.startswith("127.")
     }
-    assert open_ports == {"50051:50051"}
+    assert open_ports == {"50051:50051", "8080:8080"}
 
 
 def test_probes_ask_the_ports_that_are_listened_on() -> None:

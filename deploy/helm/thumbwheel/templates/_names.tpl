@@ -25,7 +25,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- $name := include "thumbwheel.name" . }}
 {{- $own := dict
   "data_dir" "/data"
-  "server" (dict "host" "0.0.0.0" "grpc_port" 50051 "admin_port" 50052 "http_port" 9401)
+  "server" (dict "host" "0.0.0.0" "grpc_port" 50051 "admin_port" 50052 "web_port" 8080 "http_port" 9401)
   "learner" (dict "http_host" "0.0.0.0" "http_port" 9402 "server" (printf "%s-admin:50052" $name))
   "security" (dict "auth" "keys" "tls_certificate" "/tls/tls.crt" "tls_key" "/tls/tls.key")
   "client" (dict "ca" "/tls/ca.crt" "server_name" .Values.tls.serverName "key_file" "/keys/learner.key")
