@@ -178,7 +178,7 @@ class Server:
         questions = Questions(engine, config.server)
         self._models = ModelService(registry, self.versions)
         kept = FeedbackLog(store, config.feedback)
-        votes = Votes(kept, budgets, config.feedback)
+        votes = Votes(kept, self._turns, budgets, config.feedback)
         options = [*OPTIONS, ("grpc.max_concurrent_streams", _streams(config.server))]
         self._public = aio.server(interceptors=[boundary], options=options)
         chat_pb2_grpc.add_ChatServiceServicer_to_server(ChatService(questions, self._turns), self._public)

@@ -12,8 +12,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,8 @@ class Turns:
         self._admission = admission
         self._budgets = budgets
         self._log = turn_log
-        self._writing: set[asyncio.Task[None]] = set()
+        self._answering: dict[str, asyncio.Event] = {}
+        self._writing: dict[asyncio.Task[None], str] = {}
 
     def answer(self, question: Question, caller: Caller) -> AsyncGenerator[Told, None]:
         """The events of a turn: for each answer a receipt, deltas, a finish. Closing it aborts the turn at once.
@@ -119,6 +120,16 @@ class Turns:
         while self._writing:
             await asyncio.wait(self._writing)
 
+    async def written(self, turn_id: str) -> bool:
+        """Waits until what this server answers of a turn is in the log; False if it was not on its way there."""
+        ended = self._answering.get(turn_id)
+        if ended is not None:
+            await ended.wait()
+        writes = [write for write, written in self._writing.items() if written == turn_id]
+        if writes:
+            await asyncio.wait(writes)
+        return await self._log.written(turn_id) or ended is not None or bool(writes)
+
     async def _within_limits(self, question: Question, caller: Caller, emit: Callable[[Told], None]) -> None:
         prompt, most = len(question.prompt_token_ids), question.n * question.sampling.max_tokens
         async with self._budgets.chat(caller, prompt + most) as spending:
@@ -129,8 +140,7 @@ class Turns:
         arrived = time.monotonic()
         writes: list[asyncio.Task[None]] = []
         reach = Reach.of(caller.scopes)
-        with await self._admission.chat(question.n) as places:
-            turn = _turn_record(question, caller.rater)
+        with await self._admission.chat(question.n) as places, self._turn(question, caller) as turn:
             # The version is read after the wait, so a call that queued across a swap is answered by the new one.
             async with AsyncExitStack() as held:
                 try:
@@ -165,7 +175,7 @@ class Turns:
                         if chunk.finish:
                             answer.finish(REASONS[chunk.finish])
                             places.give_back_one()
-                            writes.append(self._write(self._finish(turn, answer, emit)))
+                            writes.append(self._write(turn.turn_id, self._finish(turn, answer, emit)))
                 except asyncio.CancelledError:
                     self._keep_cancelled(turn, answers)
                     raise
@@ -178,17 +188,28 @@ class Turns:
         for answer in answers:
             if not answer.finished and answer.record.token_ids:
                 answer.finish(record_pb2.FINISH_REASON_CANCELLED)
-                self._write(self._append(turn, answer))
+                self._write(turn.turn_id, self._append(turn, answer))
 
-    def _write(self, write: Coroutine[Any, Any, Any]) -> asyncio.Task[None]:
+    @contextmanager
+    def _turn(self, question: Question, caller: Caller) -> Iterator[record_pb2.TurnRecord]:
+        """A new turn's record, until its last answer ended and is being written."""
+        turn = _turn_record(question, caller.rater)
+        ended = self._answering[turn.turn_id] = asyncio.Event()
+        try:
+            yield turn
+        finally:
+            del self._answering[turn.turn_id]
+            ended.set()
+
+    def _write(self, turn_id: str, write: Coroutine[Any, Any, Any]) -> asyncio.Task[None]:
         """A task that outlives the call: a caller who leaves does not take the record along."""
         task = asyncio.ensure_future(write)
-        self._writing.add(task)
+        self._writing[task] = turn_id
         task.add_done_callback(self._written)
         return task
 
     def _written(self, task: asyncio.Task[None]) -> None:
-        self._writing.discard(task)
+        del self._writing[task]
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("turn_not_logged", exc_info=error)
 

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from contextlib import suppress
 
 from server import metrics
 from server.access import Caller
 from server.limits import Budgets
+from server.turns import Turns
 from server.vote_input import retraction_of, vote_of
 from thumbwheel import config
-from thumbwheel.feedback_log import FeedbackLog
+from thumbwheel.errors import NotFound
+from thumbwheel.feedback_log import FeedbackLog, Kept
 from thumbwheel_client.v1 import feedback_pb2, record_pb2
+
+WRITTEN_SECONDS = 2.0
+"""For which a vote waits for its answer: who leaves a stream may rate at once what was seen of it."""
 
 
 class Votes:
     """Returning means that the vote is on disk; everything that can be said without the store is said before it is
     asked."""
 
-    def __init__(self, kept: FeedbackLog, budgets: Budgets, limits: config.Feedback) -> None:
+    def __init__(self, kept: FeedbackLog, turns: Turns, budgets: Budgets, limits: config.Feedback) -> None:
         self._kept = kept
+        self._turns = turns
         self._budgets = budgets
         self._limits = limits
 
@@ -39,12 +47,22 @@ class Votes:
     async def _append(self, event: record_pb2.VoteEvent, idempotency_key: str, caller: Caller) -> str:
         await self._budgets.request(caller)
         began = time.monotonic()
-        kept = await self._kept.append(event, idempotency_key)
+        kept = await self._keep(event, idempotency_key)
         metrics.VOTE_SECONDS.observe(time.monotonic() - began)
         if kept.version is not None:
             kind = record_pb2.VoteKind.Name(event.kind).removeprefix("VOTE_KIND_").lower()
             metrics.count_vote(kind, _value_label(event), kept.version or "unknown")
         return kept.event_id
+
+    async def _keep(self, event: record_pb2.VoteEvent, idempotency_key: str) -> Kept:
+        try:
+            return await self._kept.append(event, idempotency_key)
+        except NotFound:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WRITTEN_SECONDS):
+                    if await self._turns.written(event.turn_id):
+                        return await self._kept.append(event, idempotency_key)
+            raise
 
 
 def _value_label(event: record_pb2.VoteEvent) -> str:

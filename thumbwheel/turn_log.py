@@ -55,6 +55,7 @@ class TurnLog:
         self._store = store
         self._settings = settings
         self._buffer: deque[tuple[TurnRecord, ResponseRecord]] = deque()
+        self._emptied = asyncio.Event()
 
     @property
     def pending(self) -> int:
@@ -74,6 +75,7 @@ class TurnLog:
             self.lost += 1
             return chat_pb2.LOG_STATUS_NOT_LOGGED
         self._buffer.append((turn, response))
+        self._emptied.clear()
         return chat_pb2.LOG_STATUS_PENDING
 
     async def flush(self) -> bool:
@@ -85,6 +87,14 @@ class TurnLog:
             except StoreUnavailable:
                 return False
             self._buffer.popleft()
+        self._emptied.set()
+        return True
+
+    async def written(self, turn_id: str) -> bool:
+        """Waits until no answer of this turn waits in the buffer; False if none did."""
+        if all(turn.turn_id != turn_id for turn, _ in self._buffer):
+            return False
+        await self._emptied.wait()
         return True
 
     async def run(self) -> None:

@@ -17,6 +17,9 @@ from server import metrics
 from server.engine_scripted import ScriptedEngine
 from server.vote_input import MAX_REASONS
 from thumbwheel.config import Config
+from thumbwheel.errors import NotFound
+from thumbwheel.feedback_log import FeedbackLog
+from thumbwheel.turn_log import TurnLog
 from thumbwheel_client.v1 import chat_pb2, feedback_pb2, record_pb2
 
 THUMB, STARS = record_pb2.VOTE_KIND_THUMB, record_pb2.VOTE_KIND_STARS
@@ -73,6 +76,67 @@ def order(*items: tuple[str, int]) -> record_pb2.Ranking:
     return record_pb2.Ranking(
         items=[record_pb2.RankedResponse(response_id=response_id, rank=rank) for response_id, rank in items]
     )
+
+
+async def left_stream(server: Any, text: str = "Hi") -> str:
+    """The response id of a stream that its caller has left after a word."""
+    message = record_pb2.Message(role=record_pb2.ROLE_USER, content=text)
+    request = chat_pb2.StreamChatRequest(input=chat_pb2.ChatInput(messages=[message]))
+    call = server.chat.StreamChat(request, metadata=user("ada"))
+    receipt = (await call.read()).receipt
+    await call.read()
+    call.cancel()
+    return str(receipt.response_id)
+
+
+async def test_who_leaves_a_stream_may_rate_what_was_seen_at_once(
+    settings: Callable[..., Config], run_server: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, refusals = asyncio.Event(), list[NotFound]()
+    log, keep = TurnLog.append, FeedbackLog.append
+
+    async def slow(self: TurnLog, *answer: Any) -> Any:
+        await written.wait()
+        return await log(self, *answer)
+
+    async def seen(self: FeedbackLog, *vote: Any) -> Any:
+        try:
+            return await keep(self, *vote)
+        except NotFound as error:
+            refusals.append(error)
+            raise
+
+    monkeypatch.setattr(TurnLog, "append", slow)
+    monkeypatch.setattr(FeedbackLog, "append", seen)
+    engine = ScriptedEngine(script=lambda *_: "x" * 200, token_seconds=0.005)
+    async with run_server(settings(), engine) as server:
+        response_id = await left_stream(server)
+        vote = asyncio.create_task(rate(server, "left", response_id=response_id, thumb=DOWN))
+        await until(lambda: refusals and not engine.running)
+        assert not vote.done()
+        written.set()
+        assert await vote
+        [kept] = await votes(server)
+        assert kept.event.response_id == response_id
+
+
+async def test_a_vote_waits_only_a_moment_for_an_answer_that_goes_on(
+    settings: Callable[..., Config], run_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.votes.WRITTEN_SECONDS", 0.05)
+    engine = ScriptedEngine(script=lambda *_: "x" * 200)
+    message = record_pb2.Message(role=record_pb2.ROLE_USER, content="Hi")
+    async with run_server(settings(), engine) as server:
+        engine.resume.clear()
+        request = chat_pb2.StreamChatRequest(input=chat_pb2.ChatInput(messages=[message]))
+        call = server.chat.StreamChat(request, metadata=user("ada"))
+        receipt = (await call.read()).receipt
+        refusal = await refused(rate(server, "early", response_id=receipt.response_id, thumb=UP))
+        assert refusal.code() is grpc.StatusCode.NOT_FOUND
+        engine.resume.set()
+        while await call.read() is not aio.EOF:
+            pass
+        assert await rate(server, "early", response_id=receipt.response_id, thumb=UP)
 
 
 async def test_four_kinds_of_votes_are_kept_and_listed(server: Any) -> None:

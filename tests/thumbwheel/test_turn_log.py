@@ -144,7 +144,7 @@ async def test_a_version_is_found_by_its_latest_turns_only(
     assert 90 * DAY_MS - 60_000 < left <= 90 * DAY_MS
 
 
-async def test_chat_goes_on_without_the_store(own_redis: Any, own_store: Store, make: Any, until: Any) -> None:
+async def test_chat_goes_on_without_the_store(own_redis: Any, own_store: Store, make: Any) -> None:
     turns = TurnLog(own_store, config.TurnLog(buffer=3))
     runner = asyncio.create_task(turns.run())
     own_redis.kill()
@@ -152,13 +152,13 @@ async def test_chat_goes_on_without_the_store(own_redis: Any, own_store: Store, 
     assert statuses == [chat_pb2.LOG_STATUS_PENDING] * 3 + [chat_pb2.LOG_STATUS_NOT_LOGGED] * 2
     assert (turns.pending, turns.lost) == (3, 2)
     assert not await turns.flush()
+    waiting = asyncio.create_task(turns.written("t2"))
+    assert not await turns.written("t3"), "lost, and not on its way"
     own_redis.start()
-
-    async def written() -> bool:
-        return turns.pending == 0
-
-    await until(written)
+    assert await waiting
+    assert turns.pending == 0
     assert await recent(turns) == ["t2", "t1", "t0"]
+    assert not await turns.written("t2"), "it is there"
     assert await turns.append(make.turn("t9"), make.response("t9")) == chat_pb2.LOG_STATUS_LOGGED
     runner.cancel()
     with suppress(asyncio.CancelledError):
