@@ -69,6 +69,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     source = {path for path in package.rglob("*") if path.suffix in (".py", ".pyi") or path.name == "py.typed"}
     assert packed == {str(path.relative_to(ROOT / "client")) for path in source}
     assert "thumbwheel_client/client.py" in packed
+    licences = [name for name in names if name.endswith("/LICENSE")]
+    assert licences == ["thumbwheel_client-0.1.0.dist-info/licenses/LICENSE"]
+    assert (ROOT / "client" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
 def test_it_needs_grpcio_and_protobuf_only(wheel: Path) -> None:
