@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from server.engine import Chunk, SamplingSpec, Weights
@@ -50,8 +51,8 @@ class MergedVllmEngine(VllmEngine):
 
     one_version = True
 
-    def __init__(self, llm: Any, max_adapters: int) -> None:
-        super().__init__(llm, max_adapters)
+    def __init__(self, llm: Any, scratch: TemporaryDirectory[str], max_adapters: int) -> None:
+        super().__init__(llm, scratch, max_adapters)
         self._serving = Weights("base", 0, None)
         self._switches = 0
         self._requests: dict[str, Running] = {}

@@ -15,11 +15,13 @@ import gc
 import json
 import logging
 import os
+import tempfile
 import threading
 import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from server.engine import Chunk, Finish, SamplingSpec, Weights
@@ -59,9 +61,15 @@ async def start_engine(config: Config) -> VllmEngine:
     # Apart from the launch: vLLM keeps an ImportError of one of its modules, which would keep these frames, and in them
     # the engine, until the interpreter's end.
     await asyncio.to_thread(_import_vllm, config.log.level == "debug")
-    llm = await _in_new_thread(lambda: _launch(config))
+    scratch = TemporaryDirectory(prefix="wheel-", ignore_cleanup_errors=True)  # short: a socket's path is bounded
+    try:
+        with _temporary_files_in(scratch.name):
+            llm = await _in_new_thread(lambda: _launch(config))
+    except BaseException:
+        scratch.cleanup()
+        raise
     kind = MergedVllmEngine if config.server.weights == "merged" else VllmEngine
-    engine = kind(llm, max_adapters=config.server.max_adapters)
+    engine = kind(llm, scratch, max_adapters=config.server.max_adapters)
     try:
         # The first request of a process costs seconds: kernels are chosen and memory is touched for the first time.
         warm_up = SamplingSpec(max_tokens=2, temperature=1.0, top_p=0.9, stop=(), seed=0)
@@ -101,6 +109,24 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """For this process and those that it starts: vLLM leaves its sockets and its processes' meeting place behind."""
+    names, before = ("TMPDIR", "VLLM_RPC_BASE_PATH"), tempfile.tempdir
+    kept = {name: os.environ.get(name) for name in names}
+    tempfile.tempdir = folder
+    os.environ.update(dict.fromkeys(names, folder))
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _launch(config: Config) -> Any:
@@ -207,12 +233,13 @@ def _settle(done: asyncio.Future[T], result: T | None, error: BaseException | No
 
 
 class VllmEngine:
-    """Obeys ``engine.Engine``; start it with `start_engine`."""
+    """Obeys ``engine.Engine``; start it with `start_engine`. `scratch` goes with it."""
 
     one_version = False
 
-    def __init__(self, llm: Any, max_adapters: int) -> None:
+    def __init__(self, llm: Any, scratch: TemporaryDirectory[str], max_adapters: int) -> None:
         self._llm = llm
+        self._scratch = scratch
         self._max_adapters = max_adapters
         self._tokenizer = llm.get_tokenizer()
         self._loaded: dict[int, Weights] = {}
@@ -354,6 +381,7 @@ class VllmEngine:
         with _quiet():
             del self._llm
             gc.collect()
+        self._scratch.cleanup()
 
 
 def _sampling_params(sampling: SamplingSpec, n: int) -> Any:

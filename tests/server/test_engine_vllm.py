@@ -8,6 +8,7 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -235,10 +236,17 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def serving(tiny_model: Path, tmp_path: Path):
+def temporary() -> Iterator[Path]:
+    """Where that process keeps what is temporary; short, as vLLM has sockets there."""
+    with tempfile.TemporaryDirectory(prefix="test-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def serving(tiny_model: Path, tmp_path: Path, temporary: Path):
     """A process with an engine of its own, for tests that kill."""
     settings = [f"model.path={tiny_model}", "server.threads=1", f"server.kv_cache_bytes={64 << 20}"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(temporary)}
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, *settings],
@@ -297,7 +305,9 @@ def test_no_engine_outlives_a_server_that_is_killed_while_it_starts(serving: sub
         engine.wait(10)
 
 
-def test_a_server_learns_that_its_engine_died_and_can_still_close(serving: subprocess.Popen[str]) -> None:
+def test_a_server_learns_that_its_engine_died_and_can_still_close(
+    serving: subprocess.Popen[str], temporary: Path
+) -> None:
     wait_for(serving, "token")
     with engine_process(serving) as engine:
         # A terminal's Ctrl-C goes to the server's group: it drains, and needs its engine for that.
@@ -306,3 +316,5 @@ def test_a_server_learns_that_its_engine_died_and_can_still_close(serving: subpr
     for line in ("dead", "checked", "closed"):
         wait_for(serving, line)
     assert serving.wait(10) == 0
+    left = [each.name for each in temporary.iterdir() if not each.name.startswith("torchinductor_")]  # a cache
+    assert not left, "vLLM's sockets and the like are gone"
