@@ -37,8 +37,8 @@ CROWD = 16
 ROLLOUTS = "server.rollout_sequences_busy=4"
 """As the product comes. Where faults are looked for the learner has more, and every person who comes ends its work."""
 QUEUE = "server.max_queue=256"
-"""People come at random, not one after the other. Before 16 places and at this load one of an hour's quarter of a million
-is likely to find 64 others waiting by chance alone, and would be refused; here waiting shows in the p99."""
+"""People come at random. Before 16 places and at this load one of an hour's quarter of a million is likely to find 64
+others waiting by chance alone, and would be refused; here waiting shows in the p99."""
 CHANCE = "learner.tripwires.reward_cycles=1000000"
 """What these people like is chance: a reward model that finds reasons for it freezes the learner, rightly."""
 VOTES = 0.25
