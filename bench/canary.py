@@ -5,13 +5,18 @@ python -m bench.canary            a row for each kind of crowd: false rollbacks,
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 
 import numpy as np
+from rich.table import Table
 
+from bench import figures
 from learner.betting import DropTest
 
+RUNS = 2000
+QUICK_RUNS = 20
+UP_RATES = (0.3, 0.5, 0.6, 0.75, 0.9)
+DROP = 0.15
 CROWDS: tuple[tuple[str, float, int | None], ...] = (
     ("everybody votes once, share .2", 0.2, None),
     ("everybody votes once, share .5", 0.5, None),
@@ -60,23 +65,35 @@ def caught(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--runs", type=int, default=2000, help="simulated trials of each kind")
-    runs = parser.parse_args().runs
-    print(f"{'crowd':34}{'up-rate':>8}{'false':>8}{'caught':>8}{'median':>8}")
+    """Simulates all crowds at five up-rates and prints a table."""
+    asked = figures.options("canary", "How often what is as good is taken back, and how soon what is worse.")
+    console, runs = figures.console(), QUICK_RUNS if asked.quick else RUNS
+    table = Table(title=f"{runs} trials each, a drop of {DROP:.0%}", title_justify="left", header_style="dim")
+    for heading in ("crowd", "up-rate", "false rollbacks", "drops caught", "ratings until then"):
+        table.add_column(heading)
+    rows = []
     for number, (words, share, raters) in enumerate(CROWDS):
-        for old in (0.3, 0.5, 0.6, 0.75, 0.9):
+        for old in UP_RATES:
             equal, drop = (
                 [
                     caught(np.random.default_rng([number, run]), old, new, share=share, raters=raters)
                     for run in range(runs)
                 ]
-                for new in (old, old - 0.15)
+                for new in (old, old - DROP)
             )
             found = [ratings for ratings in drop if ratings is not None]
-            false = sum(ratings is not None for ratings in equal) / runs
-            middle = float(np.median(found)) if found else float("nan")
-            print(f"{words:34}{old:8.2f}{false:8.1%}{len(found) / runs:8.1%}{middle:8.0f}")
+            row = {
+                "crowd": words,
+                "up_rate": old,
+                "false": sum(ratings is not None for ratings in equal) / runs,
+                "caught": len(found) / runs,
+                "median_ratings": float(np.median(found)) if found else None,
+            }
+            rows.append(row)
+            middle = "" if row["median_ratings"] is None else f"{row['median_ratings']:.0f}"
+            table.add_row(words, f"{old:.2f}", f"{row['false']:.1%}", f"{row['caught']:.1%}", middle)
+    console.print(table)
+    figures.write(asked.json, "canary", asked.quick, {"runs": runs, "drop": DROP, "rows": rows})
 
 
 if __name__ == "__main__":
