@@ -74,16 +74,20 @@ async def put_on_trial(store: Store, name: str) -> None:
     await lease.release()
 
 
+async def answered_by(server: Any, name: str) -> list[int]:
+    """The people whom this version answers."""
+    # So many at once as find places.
+    parts = [range(start, start + AT_ONCE) for start in range(0, PEOPLE, AT_ONCE)]
+    answers = [answer for part in parts for answer in await asyncio.gather(*(opening(server, i) for i in part))]
+    return [person for person, answer in enumerate(answers) if answer.receipt.version == name]
+
+
 async def on_trial_here(server: Any, name: str) -> list[int]:
     """Waits until the canary answers; the people whom it answers."""
     async with asyncio.timeout(SECONDS):
-        while True:
-            # So many at once as find places.
-            parts = [range(start, start + AT_ONCE) for start in range(0, PEOPLE, AT_ONCE)]
-            answers = [answer for part in parts for answer in await asyncio.gather(*(opening(server, i) for i in part))]
-            chosen = [person for person, answer in enumerate(answers) if answer.receipt.version == name]
-            if chosen:
-                return chosen
+        while not await answered_by(server, name):
+            pass
+        return await answered_by(server, name)  # some were asked before it came
 
 
 @pytest.fixture(params=["scripted", "vllm"])
