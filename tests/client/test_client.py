@@ -37,6 +37,7 @@ from thumbwheel_client import (
     TimedOut,
     Unavailable,
 )
+from thumbwheel_client.v1 import chat_pb2
 from thumbwheel_client.v1 import record_pb2 as pb
 
 Until = Callable[..., Awaitable[None]]
@@ -232,17 +233,21 @@ async def test_what_the_server_refuses_is_told_by_its_own_error(server: Any) -> 
 
 async def test_a_full_server_says_when_to_come_again(server: Any, scripted: ScriptedEngine, until: Until) -> None:
     scripted.resume.clear()
-    with Client(server.addresses.grpc) as client:
-        running = asyncio.create_task(in_thread(lambda: client.chat("Hello", n=4)))
-        await until(lambda: scripted.running)
-        queued = asyncio.create_task(in_thread(client.chat, "Hello"))
-        await until(lambda: REGISTRY.get_sample_value("thumbwheel_queued_answers") == 1)
-        with pytest.raises(Overloaded) as refused:
-            await in_thread(client.chat, "Hello")
-        assert 0.5 <= refused.value.retry_after <= 30
-        scripted.resume.set()
-        assert len(await running) == 4
-        assert (await queued).text
+    message = pb.Message(role=pb.ROLE_USER, content="Hello")
+
+    def others(n: int) -> Any:
+        request = chat_pb2.ChatRequest(input=chat_pb2.ChatInput(messages=[message], n=n))
+        return asyncio.ensure_future(server.chat.Chat(request))
+
+    running = others(4)
+    await until(lambda: scripted.running)
+    queued = others(1)
+    await until(lambda: REGISTRY.get_sample_value("thumbwheel_queued_answers") == 1)
+    with Client(server.addresses.grpc) as client, pytest.raises(Overloaded) as refused:
+        await in_thread(client.chat, "Hello")
+    assert 0.5 <= refused.value.retry_after <= 30
+    scripted.resume.set()
+    assert [len((await call).answers) for call in (running, queued)] == [4, 1]
 
 
 async def test_a_deadline_ends_the_sampling(server: Any, scripted: ScriptedEngine, until: Until) -> None:
