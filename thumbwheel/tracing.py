@@ -77,12 +77,22 @@ _tracer: Tracer | None = None
 def require(settings: config.Tracing) -> None:
     """
     Raises:
-        SetupError: traces are asked for, and what sends them is not installed.
+        SetupError: traces are asked for, and what sends them is not installed, or where they go is no address.
     """
-    if settings.endpoint and importlib.util.find_spec("opentelemetry") is None:
-        raise SetupError(_MISSING)
-    if settings.endpoint and not settings.endpoint.startswith(("http://", "https://")):
-        raise SetupError(f"tracing.endpoint = {settings.endpoint!r}: must be an address such as {_EXAMPLE}")
+    if not settings.endpoint:
+        return
+    if not settings.endpoint.startswith(("http://", "https://")):
+        raise SetupError(
+            f"tracing.endpoint = {settings.endpoint!r}: must be an address such as http://127.0.0.1:4318/v1/traces"
+        )
+    try:
+        installed = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:  # of one of the packages around it
+        installed = False
+    if not installed:
+        raise SetupError(
+            "tracing.endpoint needs OpenTelemetry, which is not installed\n  pip install 'thumbwheel[tracing]'"
+        )
 
 
 def configure(settings: config.Tracing, process: str) -> None:
@@ -95,10 +105,8 @@ def configure(settings: config.Tracing, process: str) -> None:
     require(settings)
     if not settings.endpoint:
         return
-    try:
-        from thumbwheel.tracing_otel import OtelTracer
-    except ImportError as error:
-        raise SetupError(_MISSING) from error
+    from thumbwheel.tracing_otel import OtelTracer
+
     _tracer = OtelTracer(settings, process)
 
 
@@ -136,7 +144,3 @@ def traceparent() -> str:
 def trace_id() -> str:
     """The trace under way, as logs tell it; "" if there is none."""
     return traceparent()[3:35]
-
-
-_EXAMPLE = "http://127.0.0.1:4318/v1/traces"
-_MISSING = "tracing.endpoint needs OpenTelemetry, which is not installed\n  pip install 'thumbwheel[tracing]'"

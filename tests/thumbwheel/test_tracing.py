@@ -44,8 +44,14 @@ def test_while_it_is_off_nothing_of_opentelemetry_is_imported() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_without_the_package_a_start_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+@pytest.mark.parametrize("parents", [True, False])
+def test_without_the_package_a_start_says_what_to_install(monkeypatch: pytest.MonkeyPatch, parents: bool) -> None:
+    def find(name: str) -> None:
+        assert name == "opentelemetry.exporter.otlp.proto.http"
+        if not parents:
+            raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
     tracing.require(config.Tracing())
     with pytest.raises(SetupError, match=r"pip install 'thumbwheel\[tracing\]'"):
         tracing.require(config.Tracing(endpoint="http://127.0.0.1:4318/v1/traces"))
