@@ -64,7 +64,7 @@ def test_every_make_target_is_there() -> None:
 
 def test_every_setting_that_is_named_exists() -> None:
     named = {key for text in TEXTS.values() for key in re.findall(r"--set ([a-z_.]+)=", text)}
-    quoted = r"`((?:learner|server|redis|turn_log|model|security|client)\.[a-z_.]+)`"
+    quoted = r"`((?:learner|server|redis|turn_log|model|security|client|tracing)\.[a-z_.]+)`"
     named |= {key for text in TEXTS.values() for key in re.findall(quoted, text)}
     assert named
     for key in named:
