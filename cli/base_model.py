@@ -42,7 +42,8 @@ def check(settings: Config) -> None:
     """Sees, without loading anything, that the model can be what we need.
 
     Raises:
-        SetupError: a local folder lacks a part, or holds a model that we cannot serve or train; or the embedded model's package is not there.
+        SetupError: a local folder lacks a part, or holds a model that we cannot serve or train; or the embedded
+            model's package is not there.
     """
     path = settings.model.path
     if path == EMBEDDED:

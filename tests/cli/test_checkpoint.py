@@ -51,8 +51,8 @@ def test_model_of_another_kind_is_refused(tmp_path: Path, described: dict[str, A
 @pytest.mark.parametrize(
     ("tensors", "lacking"),
     [
-        (["transformer.h.0.attn.c_attn.weight"], "q_proj"),
-        (["gpt_neox.layers.0.attention.query_key_value.weight"], "q_proj"),
+        (["transformer.h.0.attn.c_attn.weight"], "self_attn.q_proj"),
+        (["gpt_neox.layers.0.attention.query_key_value.weight"], "self_attn.q_proj"),
         ([*LLAMA[3:], "model.layers.0.self_attn.qkv_proj.weight"], "self_attn.q_proj, self_attn.k_proj"),
         ([*LLAMA[:4], "model.layers.0.mlp.experts.0.gate_proj.weight"], "mlp.gate_proj"),
     ],
