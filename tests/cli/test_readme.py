@@ -81,6 +81,12 @@ def test_every_link_leads_somewhere() -> None:
             assert (folder / target).exists(), f"{name}: no {target}"
 
 
+def test_every_test_that_is_named_exists() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_[a-z_]+)`", TEXTS["models.md"]):
+        assert f"def {name}(" in tests, f"no test {name}"
+
+
 def test_every_metric_that_is_named_exists() -> None:
     # In the source and not in a registry: some are only made when a server starts.
     source = "".join(

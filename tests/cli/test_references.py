@@ -43,7 +43,5 @@ def test_row_says_what_a_key_takes(row: str) -> None:
 def test_api_is_that_of_the_protos() -> None:
     made = subprocess.run([sys.executable, ROOT / "protos/reference.py"], capture_output=True, text=True, check=True)
     assert (ROOT / "docs/api.md").read_text(encoding="utf-8") == made.stdout, "run `make docs`"
-    assert (
-        "| `Rollout` | [RolloutRequest](#rolloutrequest) | stream of [RolloutResponse](#rolloutresponse) |"
-        in made.stdout
-    )
+    row = "| `Rollout` | [RolloutRequest](#rolloutrequest) | stream of [RolloutResponse](#rolloutresponse) |"
+    assert row in made.stdout
