@@ -16,8 +16,9 @@ HEADER = """\
 # Configuration
 
 Written from `thumbwheel/config.py` by `make docs`. Each key may stand in a TOML file
-([thumbwheel.toml](../thumbwheel.toml) has all of them), in the environment (`THUMBWHEEL_SERVER__GRPC_PORT=50061`) or behind `--set server.grpc_port=50061`;
-the later is the stronger. Unknown keys are errors. [models.md](models.md) says which models fit.
+([thumbwheel.toml](../thumbwheel.toml) has all of them), in the environment (`THUMBWHEEL_SERVER__GRPC_PORT=50061`) or
+behind `--set server.grpc_port=50061`; the later is the stronger. Unknown keys are errors. [models.md](models.md) says
+which models fit.
 """
 
 COLUMNS = "\n| key | takes | default | what it is |\n|---|---|---|---|"
