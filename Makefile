@@ -6,7 +6,7 @@ ARGS ?=
 # Compiled modules are kept even where the machine asks otherwise: they halve the start of everything that loads torch.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup run demo test test-slow test-gpu check format protos config lock
+.PHONY: help setup run demo test test-slow test-gpu check format protos config docs lock
 
 help:
 	@echo 'make run        chat, rate, and watch it get better (sets everything up first)'
@@ -16,6 +16,7 @@ help:
 	@echo 'make format     formats the code'
 	@echo 'make protos     writes the stubs after a change of protos/'
 	@echo 'make config     writes thumbwheel.toml after a change of thumbwheel/config.py'
+	@echo 'make docs       writes docs/configuration.md and docs/api.md after a change of either source'
 	@echo 'make lock       resolves the locked dependencies anew'
 	@echo 'make setup      only the environment'
 
@@ -53,6 +54,10 @@ protos: setup
 
 config: setup
 	$(BIN)/python -m cli.config_toml > thumbwheel.toml
+
+docs: setup
+	$(BIN)/python -m cli.config_reference > docs/configuration.md
+	$(BIN)/python protos/reference.py > docs/api.md
 
 lock: setup
 	deploy/lock.sh

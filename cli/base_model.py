@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cli.checkpoint import require_usable
 from cli.process import describe_end, die_with_parent
 from thumbwheel.config import Config
 from thumbwheel.errors import SetupError
@@ -41,7 +42,8 @@ def check(settings: Config) -> None:
     """Sees, without loading anything, that the model can be what we need.
 
     Raises:
-        SetupError: a local folder lacks a part; or the embedded model's package is not there.
+        SetupError: a local folder lacks a part, or holds a model that we cannot serve or train; or the embedded
+            model's package is not there.
     """
     path = settings.model.path
     if path == EMBEDDED:
@@ -62,6 +64,7 @@ def check(settings: Config) -> None:
             raise SetupError(f"model.path = {path}: no {' or '.join(names)} in it ({what})")
     if not any(folder.glob("chat_template*")) and not _names_template(folder / "tokenizer_config.json"):
         raise SetupError(f"model.path = {path}: its tokenizer has no chat template; choose an instruct or chat model")
+    require_usable(folder, settings.server.tensor_parallel)
 
 
 def ensure(settings: Config, console: Console) -> Config:

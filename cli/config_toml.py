@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from cli.config_keys import keys
 from thumbwheel.config import Config
 
 HEADER = """\
@@ -22,25 +23,17 @@ HEADER = """\
 
 def write(settings: Config) -> str:
     """The whole tree; `thumbwheel.config.load` reads it back as it was."""
-    return HEADER + "\n".join(_table(settings, ())) + "\n"
+    return HEADER + "\n".join(_lines(settings)) + "\n"
 
 
-def _table(section: BaseModel, path: tuple[str, ...]) -> Iterator[str]:
-    """Plain keys first: in TOML whatever follows a table's heading belongs to it."""
-    tables = []
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            tables.append((name, field.description, value))
-        else:
-            yield ""
-            yield from _comment(field.description)
-            yield f"{name} = {_value(value)}"
-    for name, description, value in tables:
+def _lines(settings: Config) -> Iterator[str]:
+    for key in keys(settings):
         yield ""
-        yield from _comment(description)
-        yield f"[{'.'.join((*path, name))}]"
-        yield from _table(value, (*path, name))
+        yield from _comment(key.field.description)
+        if isinstance(key.value, BaseModel):
+            yield f"[{'.'.join(key.path)}]"
+        else:
+            yield f"{key.path[-1]} = {toml_value(key.value)}"
 
 
 def _comment(text: str | None) -> Iterator[str]:
@@ -48,7 +41,8 @@ def _comment(text: str | None) -> Iterator[str]:
         yield f"# {line}"
 
 
-def _value(value: object) -> str:
+def toml_value(value: object) -> str:
+    """As TOML writes it."""
     match value:
         case bool():
             return "true" if value else "false"

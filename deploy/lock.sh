@@ -10,7 +10,7 @@ compile() {
   local accelerator=$1
   shift
   "$uv" pip compile --no-config -q pyproject.toml --universal --python-version 3.11 \
-    --extra "$accelerator" --extra direct --extra export --extra test --excludes "requirements/$accelerator-excludes.txt" \
+    --extra "$accelerator" --extra direct --extra export --extra test --extra tracing --excludes "requirements/$accelerator-excludes.txt" \
     --no-header --no-annotate -o "requirements/$accelerator.lock" "$@" > /dev/null
 }
 

@@ -35,7 +35,7 @@ from learner.report_words import splitter
 from learner.reporter import Reporter
 from learner.rollouts import Rollouts
 from learner.safety import Safety
-from thumbwheel import artifacts
+from thumbwheel import artifacts, tracing
 from thumbwheel.config import Config
 from thumbwheel.credentials import scrapers
 from thumbwheel.erasure import Erasure
@@ -102,6 +102,8 @@ async def _wheel(settings: Config) -> AsyncIterator[Wheel]:
     _yield_to_the_engine(settings)
     _stop_on_sigterm()
     async with contextlib.AsyncExitStack() as stack:
+        tracing.configure(settings.tracing, "learner")
+        stack.callback(tracing.close)
         store = await Store.open(settings.redis.url, settings.redis.namespace, settings.redis.password_file)
         stack.push_async_callback(store.close)
         built = threading.Event()
@@ -281,6 +283,7 @@ def _stop_on_sigterm() -> None:
 
     def leave() -> None:
         log.info("stopped")
+        tracing.close()
         logging.shutdown()
         os._exit(0)
 

@@ -37,8 +37,9 @@ from learner.reporter import Reporter, Story
 from learner.reward_model import RewardModel, fit
 from learner.rollouts import Rollouts
 from learner.safety import Safety
+from learner.stages import Stages
 from learner.trial import Instruments, Trial
-from thumbwheel import config
+from thumbwheel import config, tracing
 from thumbwheel.artifacts import verify_version
 from thumbwheel.erasure import Erasure
 from thumbwheel.errors import (
@@ -107,6 +108,8 @@ class Wheel:
     """Writes a page about each cycle."""
     story: Story = field(default_factory=Story)
     """What the cycle under way has to tell."""
+    stages: Stages = field(default_factory=Stages)
+    """Where it is."""
 
     async def turn(self) -> pb.CycleRecord:
         """Runs one cycle and commits it. Killed anywhere, the next call takes the same batch again.
@@ -114,9 +117,13 @@ class Wheel:
         Raises:
             LearnerFrozen: these votes trip a wire; they wait for a person, and so does the learner.
         """
+        with tracing.span("cycle") as cycle, contextlib.closing(Stages(cycle)) as self.stages:
+            return await self._turn()
+
+    async def _turn(self) -> pb.CycleRecord:
         started = time.monotonic()
         self.story = Story()
-        metrics.stage("collecting")
+        self.stages.enter("collecting")
         batch = await self._freeze()
         log.info(
             "cycle_started", extra={"cycle": batch.cycle_id, "votes": len(batch.event_ids), "parent": batch.parent}
@@ -126,7 +133,7 @@ class Wheel:
         outcome = await self._learn(batch)
         if outcome.name == "released" and self.release.mode == "canary":
             outcome.name = "on_trial"
-        metrics.stage("committing")
+        self.stages.enter("committing")
         record = pb.CycleRecord(
             batch=batch,
             outcome=outcome.name,
@@ -136,6 +143,12 @@ class Wheel:
         )
         record.finished_at.GetCurrentTime()
         await self._commit(record, outcome)
+        self.stages.cycle.tell(
+            thumbwheel__cycle=batch.cycle_id,
+            thumbwheel__outcome=record.outcome,
+            thumbwheel__version=record.version,
+            thumbwheel__votes=len(batch.event_ids),
+        )
         await self.publisher.sweep(batch.cycle_id)
         self._journal.forget()
         await self.stream.trim()
@@ -221,7 +234,7 @@ class Wheel:
         if train.votes < least:
             return Outcome("too_few_votes", (f"{train.votes:.0f} usable votes to learn from, {least} are needed",))
 
-        metrics.stage("reward_model")
+        self.stages.enter("reward_model")
         features = await self.features.of(data.answers, self.policy, self.tick)
         weighed = await asyncio.to_thread(weigh, data, features, self.settings.raters)
         metrics.quarantined_edits.set(weighed.quarantined)
@@ -247,7 +260,7 @@ class Wheel:
             reason = f"the reward model's held-out AUC is {quality.floor_value:.2f}, the floor {floor:.2f}"
             return Outcome("reward_model_below_floor", (reason,), None, measured)
 
-        metrics.stage("training")
+        self.stages.enter("training")
         try:
             if self.settings.algorithm in ("dpo", "kto"):
                 stages, trained = await self._learn_directly(batch, train, fresh)
@@ -263,7 +276,7 @@ class Wheel:
             reason = f"{trained['direct_examples']:.0f} {wanted} to learn from, {LEAST_SAMPLES} are needed"
             return Outcome("too_few_votes", (reason,), None, measured)
 
-        metrics.stage("gate")
+        self.stages.enter("gate")
         instruments = Instruments(self.rollouts, self.competence, self.safety, self.policy, self.encode)
         trial = Trial(batch, data, features, self._held_out, self.settings, instruments)
         # From the last step back: steps that went too far must not cost the votes that those before them used well.
@@ -299,6 +312,7 @@ class Wheel:
         events = await self.stream.read(batch)
         metrics.dead_letters.set(await self.stream.dead_letters())
         rated = dict.fromkeys(event.turn_id for _, event in events)
+        votes_traces = {event.turn_id: event.traceparent for _, event in events}
         ids = list(rated)
         async for turn_id in self.feedback.rated_turns(self.settings.reward_model.window):
             if turn_id not in rated:
@@ -316,6 +330,7 @@ class Wheel:
                 known = [vote for vote in votes.get(turn.record.turn_id, ()) if StreamId.parse(vote[0]) <= last]
                 data.add_turn(turn, known, self.encode)
                 if turn.record.turn_id in rated:
+                    self.stages.cycle.link((turn.record.traceparent, votes_traces[turn.record.turn_id]))
                     fresh |= {answer.key for answer in data.answers[before:]}
         return data, frozenset(fresh)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from learner.policy import Policy
-from thumbwheel import artifacts
+from thumbwheel import artifacts, tracing
 from thumbwheel.errors import Conflict
 from thumbwheel.registry import Registry
 from thumbwheel_client.v1 import record_pb2 as pb
@@ -61,6 +61,7 @@ class Publisher:
             cycle_id=batch.cycle_id,
             path=path,
             manifest_sha256=digest,
+            traceparent=tracing.traceparent(),
         )
         try:
             return await self.registry.register(record)

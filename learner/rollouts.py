@@ -12,7 +12,7 @@ from typing import Self
 import grpc
 import grpc.aio
 
-from thumbwheel import config
+from thumbwheel import config, tracing
 from thumbwheel.secret_files import client_pem, read_secret
 from thumbwheel_client.v1 import record_pb2, rollout_pb2, rollout_pb2_grpc
 
@@ -99,9 +99,12 @@ class Rollouts:
 
     async def _call(self, request: rollout_pb2.RolloutRequest) -> list[rollout_pb2.RolloutResponse]:
         """Sampling has no side effect, so a call that a restart of the server broke is made again in whole."""
+        metadata = self._metadata
+        if traceparent := tracing.traceparent():
+            metadata += (("traceparent", traceparent),)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                call = self._stub.Rollout(request, timeout=DEADLINE, wait_for_ready=True, metadata=self._metadata)
+                call = self._stub.Rollout(request, timeout=DEADLINE, wait_for_ready=True, metadata=metadata)
                 replies = [reply async for reply in call]
                 return sorted(replies, key=lambda reply: (reply.prompt_index, reply.sample_index))
             except grpc.aio.AioRpcError as error:

@@ -51,6 +51,7 @@ from server.tls import server_credentials
 from server.turns import Turns
 from server.versions import Versions
 from server.votes import Votes
+from thumbwheel import tracing
 from thumbwheel.config import Config
 from thumbwheel.config import Server as ServerSettings
 from thumbwheel.credentials import scrapers
@@ -142,6 +143,8 @@ async def serve(
         # Before gRPC and its threads: on a CPU the engine is a fork of this process.
         engine = await (start_engine or _start_vllm)(config)
         stack.push_async_callback(engine.close)
+        tracing.configure(config.tracing, "server")
+        stack.push_async_callback(asyncio.to_thread, tracing.close)
         server = Server(config, store, engine, identity)
         addresses = await server.start(stack)
         # What was loaded to start stays: collections need not walk through torch and vLLM in the middle of calls.
@@ -353,6 +356,7 @@ def _check_setup(config: Config) -> Identity:
     for port in (server.grpc_port, server.admin_port, server.http_port, server.web_port):
         _require_free(server.host, port)
     CertificateFiles.of(config.security)
+    tracing.require(config.tracing)
     _redis_url(config)
     return Identity(rater_secret(config.data_dir / "secrets"))
 

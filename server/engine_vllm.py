@@ -141,6 +141,7 @@ def _launch(config: Config) -> Any:
         from server.engine_cpu_lora import require_known_version
 
         require_known_version()
+    require_devices(config.server.tensor_parallel, 0 if on_cpu else current_platform.device_count())
     try:
         with _quiet():
             settings = AsyncEngineArgs(**engine_settings(config, on_cpu)).create_engine_config()
@@ -152,6 +153,22 @@ def _launch(config: Config) -> Any:
             return AsyncLLM(settings, Executor.get_class(settings), log_stats=True, log_requests=False)
     except (ValueError, RuntimeError, OSError) as error:
         raise SetupError(f"the model {config.model.path} cannot be served: {error}") from error
+
+
+def require_devices(wanted: int, there: int) -> None:
+    """
+    Args:
+        wanted: `server.tensor_parallel`.
+        there: GPUs that this process sees; 0 where the engine runs on a CPU.
+
+    Raises:
+        SetupError: the engine is to span more GPUs than there are.
+    """
+    if wanted > max(there, 1):
+        raise SetupError(
+            f"server.tensor_parallel = {wanted}: there are {there} GPUs here\n"
+            "  set it to 1, or start where there are as many"
+        )
 
 
 def engine_settings(config: Config, on_cpu: bool) -> dict[str, Any]:

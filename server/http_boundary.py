@@ -27,7 +27,8 @@ from server import metrics
 from server.access import Access, admit
 from server.calls import Calls
 from server.http_errors import error_body, error_response, http_error_response
-from server.refusal import STOPPING, Refusal, refusal_of, too_long
+from server.refusal import FAULTS, STOPPING, Refusal, refusal_of, too_long
+from thumbwheel import tracing
 from thumbwheel_client.v1.record_pb2 import Scope
 
 log = logging.getLogger("thumbwheel.http")
@@ -87,10 +88,12 @@ class HttpBoundary:
             await reply.refuse(STOPPING, last=True)
             return
         code, whole = "OK", False
-        with self._calls.running():
+        headers = Headers(scope=scope)
+        verb, _, route = name.partition(" ")
+        facts = {"http.request.method": verb, "http.route": route}
+        with self._calls.running(), tracing.request(name, headers.items(), facts) as step:
             try:
                 async with asyncio.timeout(self._longest) as limit:
-                    headers = Headers(scope=scope)
                     await admit(self._access, name, opens, headers.items())
                     body = await _body(headers, receive)
                     whole = True
@@ -116,6 +119,10 @@ class HttpBoundary:
                     await reply.refuse(refusal, last=not whole)
             finally:
                 metrics.REQUESTS.labels(name, code).inc()
+                if reply.status:
+                    step.tell(http__response__status_code=reply.status)
+                if code in FAULTS:
+                    step.fail(code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +143,11 @@ class _CallerLeft(Exception):
 
 
 class _Reply:
-    """What goes back. `unread` while the caller gives no room for what is on its way."""
+    """What goes back. `unread` while the caller gives no room for what is on its way; `status` is 0 until it began."""
 
     def __init__(self, scope: Connection, receive: Receive, send: Send) -> None:
         self.unread = False
-        self._started = False
+        self.status = 0
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -155,7 +162,7 @@ class _Reply:
         Args:
             last: nothing more is read from this connection, neither the rest of this request nor another.
         """
-        if self._started:
+        if self.status:
             data = f"data: {json.dumps(error_body(refusal))}\n\n".encode()
             await self._timely(self._pass({"type": "http.response.body", "body": data, "more_body": False}))
             return
@@ -182,7 +189,7 @@ class _Reply:
 
     async def _pass(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._started = True
+            self.status = message["status"]
             message["headers"] = [*message["headers"], (b"date", formatdate(usegmt=True).encode())]
         self.unread = True
         await self._send(message)

@@ -24,6 +24,8 @@ CODES: dict[type[errors.ThumbwheelError], int] = {
     errors.AdapterRefused: code_pb2.FAILED_PRECONDITION,
     errors.NotReady: code_pb2.FAILED_PRECONDITION,
 }
+FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE"})
+"""What is no caller's mistake, as traces tell the two apart."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ from grpc_status import rpc_status
 from server import metrics
 from server.access import SCOPES, Access, admit
 from server.calls import Calls
-from server.refusal import STOPPING, Refusal, refusal_of, too_long
-from thumbwheel import errors
+from server.refusal import FAULTS, STOPPING, Refusal, refusal_of, too_long
+from thumbwheel import errors, tracing
 
 log = logging.getLogger("thumbwheel.rpc")
 
@@ -143,10 +143,13 @@ class Boundary(aio.ServerInterceptor):
             return
         endless = method in ENDLESS
         code = "OK"
-        with self._calls.running(endless=endless):
+        metadata = context.invocation_metadata() or ()
+        name = path.removeprefix("/")
+        facts = {"rpc.system.name": "grpc", "rpc.method": name}
+        with self._calls.running(endless=endless), tracing.request(name, metadata, facts) as step:
             try:
                 async with nullcontext() if endless else asyncio.timeout(self._longest) as limit:
-                    await admit(self._access, path, SCOPES.get(path), context.invocation_metadata() or ())
+                    await admit(self._access, path, SCOPES.get(path), metadata)
                     await body()
             except asyncio.CancelledError:  # the caller left, its deadline passed, or the server stops
                 remaining = context.time_remaining()
@@ -167,6 +170,9 @@ class Boundary(aio.ServerInterceptor):
                 _end(context, status)
             finally:
                 metrics.REQUESTS.labels(method, code).inc()
+                step.tell(rpc__response__status_code=code)
+                if code in FAULTS:
+                    step.fail(code)
 
 
 def _decoded(handler: Handler, raw: bytes) -> Message:

@@ -26,6 +26,7 @@ from server.question import Question
 from server.sampling import sampling_message
 from server.streams import stream
 from server.versions import Reach, Versions
+from thumbwheel import tracing
 from thumbwheel.errors import InvalidInput
 from thumbwheel.records import now, response_id
 from thumbwheel.turn_log import TurnLog
@@ -34,6 +35,7 @@ from thumbwheel_client.v1.chat_pb2 import StreamChatResponse as Event
 
 log = logging.getLogger("thumbwheel.turns")
 
+STORE = {"db.system.name": "redis"}
 REASONS = {"stop": record_pb2.FINISH_REASON_STOP, "length": record_pb2.FINISH_REASON_LENGTH}
 
 
@@ -140,7 +142,9 @@ class Turns:
         arrived = time.monotonic()
         writes: list[asyncio.Task[None]] = []
         reach = Reach.of(caller.scopes)
-        with await self._admission.chat(question.n) as places, self._turn(question, caller) as turn:
+        with tracing.span("queue"):
+            admitted = await self._admission.chat(question.n)
+        with admitted as places, self._turn(question, caller) as turn:
             # The version is read after the wait, so a call that queued across a swap is answered by the new one.
             async with AsyncExitStack() as held:
                 try:
@@ -161,11 +165,16 @@ class Turns:
                     tenant=caller.tenant,
                 )
                 await held.enter_async_context(aclosing(chunks))
+                sampling = held.enter_context(tracing.span("chat", _asked(question, weights.name)))
+                phase = tracing.begin("prefill")
                 waiting = True
                 try:
                     async for chunk in chunks:
                         if waiting:
                             metrics.TIME_TO_FIRST_TOKEN.observe(time.monotonic() - arrived)
+                            sampling.tell(gen_ai__response__time_to_first_chunk=time.monotonic() - arrived)
+                            phase.end()
+                            phase = tracing.begin("decode")
                             waiting = False
                         answer = answers[chunk.index]
                         answer.add(chunk)
@@ -179,6 +188,9 @@ class Turns:
                 except asyncio.CancelledError:
                     self._keep_cancelled(turn, answers)
                     raise
+                finally:
+                    phase.end()
+                    sampling.tell(gen_ai__usage__output_tokens=sum(len(answer.record.token_ids) for answer in answers))
         await asyncio.wait(writes)  # not gather: if the caller leaves now, the records are still written
         for write in writes:
             write.result()
@@ -214,7 +226,9 @@ class Turns:
             log.error("turn_not_logged", exc_info=error)
 
     async def _append(self, turn: record_pb2.TurnRecord, answer: Answer) -> chat_pb2.LogStatus.ValueType:
-        status = await self._log.append(turn, answer.record)
+        with tracing.span("append_turn", STORE) as step:
+            status = await self._log.append(turn, answer.record)
+            step.tell(thumbwheel__log_status=chat_pb2.LogStatus.Name(status))
         metrics.LOGGED_ANSWERS.labels(chat_pb2.LogStatus.Name(status).removeprefix("LOG_STATUS_").lower()).inc()
         if len(answer.record.spans) > 1:
             metrics.CROSSED_ANSWERS.inc()
@@ -239,7 +253,21 @@ def _turn_record(question: Question, owner: str) -> record_pb2.TurnRecord:
         prompt_token_ids=question.prompt_token_ids,
         sampling=sampling_message(question.sampling),
         pinned=question.version is not None,
+        traceparent=tracing.traceparent(),
     )
+
+
+def _asked(question: Question, version: str) -> dict[str, tracing.Fact]:
+    """What a trace tells of a chat: nothing of what is said."""
+    return {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "thumbwheel",
+        "gen_ai.response.model": version,
+        "gen_ai.request.max_tokens": question.sampling.max_tokens,
+        "gen_ai.request.temperature": question.sampling.temperature,
+        "gen_ai.request.choice.count": question.n,
+        "gen_ai.usage.input_tokens": len(question.prompt_token_ids),
+    }
 
 
 def _conversation(question: Question, caller: Caller) -> bytes:

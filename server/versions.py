@@ -26,6 +26,7 @@ from typing import Any
 from server import adapters, metrics
 from server.adapters import BaseShape
 from server.engine import Engine, Weights
+from thumbwheel import tracing
 from thumbwheel.artifacts import verify_version
 from thumbwheel.config import Config
 from thumbwheel.errors import (
@@ -79,6 +80,8 @@ class Place:
     weights: Weights
     state: VersionState.ValueType
     loaded: asyncio.Task[None] | None
+    traceparent: str = ""
+    """Where the cycle that made it stands in a trace."""
     users: int = 0
     used: float = field(default_factory=time.monotonic)
 
@@ -236,11 +239,13 @@ class Versions:
         name, started = self._target, time.monotonic()
         while True:
             try:
-                async with self.hold(name, Reach.LEARNER) as weights:
-                    if name != self._live:
-                        await self._point(weights)
-                        metrics.SWAPS.labels("moved").inc()
-                        metrics.SWAP_SECONDS.observe(time.monotonic() - started)
+                with tracing.span("swap", {"thumbwheel.version": name}) as step:
+                    async with self.hold(name, Reach.LEARNER) as weights:
+                        step.link([self._places[name].traceparent])
+                        if name != self._live:
+                            await self._point(weights)
+                            metrics.SWAPS.labels("moved").inc()
+                            metrics.SWAP_SECONDS.observe(time.monotonic() - started)
                 return True
             except (AdapterRefused, CorruptRecord, InvalidInput, NotFound) as error:
                 metrics.SWAPS.labels("refused").inc()
@@ -266,9 +271,11 @@ class Versions:
         """Loads the canary beside the live version, and lets it answer; or, where it is refused, ends its trial."""
         while True:
             try:
-                async with self.hold(name, Reach.OPERATORS):
-                    self._canary = name
-                    log.info("canary_answers", extra={"version": name, "share": self._share})
+                with tracing.span("canary", {"thumbwheel.version": name}) as step:
+                    async with self.hold(name, Reach.OPERATORS):
+                        step.link([self._places[name].traceparent])
+                        self._canary = name
+                        log.info("canary_answers", extra={"version": name, "share": self._share})
                 return
             except (AdapterRefused, CorruptRecord, InvalidInput, NotFound) as error:
                 log.error("canary_refused", extra={"version": name, "reason": str(error)})
@@ -321,7 +328,9 @@ class Versions:
             raise InvalidInput("version", f"{name} {fault}")
         place = self._places.get(name)  # again: somebody may have been faster
         if place is None:
-            place = Place(Weights(name, record.adapter_id, self._root / record.path), record.state, None)
+            place = Place(
+                Weights(name, record.adapter_id, self._root / record.path), record.state, None, record.traceparent
+            )
             self._places[name] = place
             place.loaded = asyncio.create_task(self._load(record, place), name=f"load-{name}")
             # Whoever waited for it may be gone when it fails.

@@ -9,9 +9,9 @@ from contextlib import suppress
 from server import metrics
 from server.access import Caller
 from server.limits import Budgets
-from server.turns import Turns
+from server.turns import STORE, Turns
 from server.vote_input import retraction_of, vote_of
-from thumbwheel import config
+from thumbwheel import config, tracing
 from thumbwheel.errors import NotFound
 from thumbwheel.feedback_log import FeedbackLog, Kept
 from thumbwheel_client.v1 import feedback_pb2, record_pb2
@@ -47,7 +47,9 @@ class Votes:
     async def _append(self, event: record_pb2.VoteEvent, idempotency_key: str, caller: Caller) -> str:
         await self._budgets.request(caller)
         began = time.monotonic()
-        kept = await self._keep(event, idempotency_key)
+        event.traceparent = tracing.traceparent()
+        with tracing.span("append_vote", STORE):
+            kept = await self._keep(event, idempotency_key)
         metrics.VOTE_SECONDS.observe(time.monotonic() - began)
         if kept.version is not None:
             kind = record_pb2.VoteKind.Name(event.kind).removeprefix("VOTE_KIND_").lower()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from grpc import aio
 
+from tests.otlp import receiving
 from tests.processes import Half, eventually, free_port
 from thumbwheel_client.v1 import (
     chat_pb2,
@@ -146,3 +147,50 @@ async def test_votes_become_a_version_that_is_swapped_in_under_running_streams(
         assert monotonic() - started < 1
         assert (reply.live.name, reply.previous) == ("base", version.name)
         assert (await wheel.ask("And now again?")).receipt.version == "base"
+
+
+async def test_one_trace_leads_from_a_chat_to_the_version_that_it_helped_to_train(
+    halves: tuple[Half, Half, Any],
+) -> None:
+    server, learner, _ = halves
+    chat_trace, vote_trace = "c" * 32, "d" * 32
+    with receiving() as receiver:
+        for half in (server, learner):
+            half.arguments = [*half.arguments, "--set", f"tracing.endpoint={receiver.endpoint}"]
+        async with turning(*halves) as wheel:
+            message = pb.Message(role=pb.ROLE_USER, content="A question that is followed?")
+            request = chat_pb2.ChatInput(messages=[message], sampling=pb.Sampling(max_tokens=12))
+            caller = (("traceparent", f"00-{chat_trace}-{'1' * 16}-01"),)
+            reply = await wheel.chat.Chat(chat_pb2.ChatRequest(input=request), metadata=caller, timeout=60)
+            vote = feedback_pb2.RateRequest(
+                response_id=reply.answers[0].receipt.response_id, idempotency_key="followed", thumb=pb.THUMB_UP
+            )
+            voter = (("traceparent", f"00-{vote_trace}-{'1' * 16}-01"),)
+            await wheel.feedback.Rate(vote, metadata=voter, timeout=30)
+            for start in range(0, 56, 8):
+                await asyncio.gather(*(wheel.rate(number) for number in range(start, start + 8)))
+            async for change in wheel.models.WatchVersions(models_pb2.WatchVersionsRequest(), timeout=240):
+                if change.live != "base" and change.version.name == change.live:
+                    break
+            version = change.version.name
+            await eventually(lambda: server.metric("thumbwheel_live_version_info", version=version), 10)
+            # The record is committed before the cycle has ended, and a learner that is stopped tells what has.
+            await eventually(lambda: learner.metric("thumbwheel_learner_cycles_total", outcome="released"), 10)
+            await eventually(lambda: receiver.named("cycle"), 20)
+        await asyncio.gather(asyncio.to_thread(learner.stop), asyncio.to_thread(server.stop))
+    assert (server.exit_code, learner.exit_code) == (0, 0)
+
+    (swap,) = (span for span in receiver.named("swap") if span.facts["thumbwheel.version"] == version)
+    cycle = receiver.named("cycle")[0]
+    assert (swap.service, cycle.service) == ("thumbwheel-server", "thumbwheel-learner")
+    assert swap.links == (cycle.trace_id,)
+    assert cycle.facts["thumbwheel.version"] == version
+    assert cycle.facts["thumbwheel.outcome"] == "released"
+    assert {chat_trace, vote_trace} <= set(cycle.links)
+    assert len(cycle.links) <= 128
+    stages = [span for span in receiver.spans if span.parent == cycle.span_id and span.service == cycle.service]
+    assert [span.name for span in stages] == ["collecting", "reward_model", "training", "gate", "committing"]
+    sampled = receiver.named("thumbwheel.v1.RolloutService/Rollout")
+    assert sampled
+    assert {span.parent for span in sampled} == {cycle.span_id}
+    assert not any(b"is followed" in body or reply.answers[0].text.encode() in body for body in receiver.raw)

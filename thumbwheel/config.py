@@ -365,6 +365,13 @@ class Log(Section):
     """One line per event in either."""
 
 
+class Tracing(Section):
+    endpoint: str = ""
+    """Where traces go, over OTLP/HTTP, such as http://127.0.0.1:4318/v1/traces; empty: nothing is traced."""
+    share: Share = 1.0
+    """Share of requests that are traced, where their caller does not say. Cycles and swaps always are."""
+
+
 class Config(Section):
     """The whole tree."""
 
@@ -392,6 +399,8 @@ class Config(Section):
     """How a new version comes to the people."""
     log: Log = Log()
     """Logs."""
+    tracing: Tracing = Tracing()
+    """OpenTelemetry: one trace from a chat to the version that it helped to train."""
 
     @property
     def artifact_root(self) -> Path:

@@ -168,8 +168,9 @@ def _vote_field(event: VoteEvent) -> str:
 
 
 def _digest(event: VoteEvent) -> str:
-    """sha256 of what the rater said; a repeated call carries a later time."""
+    """sha256 of what the rater said; a repeated call carries a later time, and is another step of a trace."""
     said = VoteEvent()
     said.CopyFrom(event)
     said.ClearField("created_at")
+    said.ClearField("traceparent")
     return hashlib.sha256(said.SerializeToString(deterministic=True)).hexdigest()

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from thumbwheel import config
+from thumbwheel import config, tracing
 
 OURS: Final = ("thumbwheel", "server", "learner", "cli", "__main__")
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -40,6 +40,8 @@ class LineFormatter(logging.Formatter):
         fields |= {
             key: "***" if key in _SECRET else value for key, value in vars(record).items() if key not in _STANDARD
         }
+        if trace_id := tracing.trace_id():
+            fields["trace_id"] = trace_id
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         if self._form == "json":

@@ -11,6 +11,8 @@ import pytest
 from rich.console import Console
 
 from cli import base_model
+from cli.checkpoint import ADAPTED
+from tests.cli.test_checkpoint import write_tensors
 from thumbwheel.config import Config, Model
 from thumbwheel.errors import SetupError
 
@@ -22,8 +24,9 @@ def settings(data_dir: Path, path: str | Path) -> Config:
 def checkpoint(folder: Path) -> Path:
     """Everything that can be seen of a checkpoint without loading it."""
     folder.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+    for name in ("config.json", "tokenizer.json"):
         (folder / name).write_text("{}")
+    write_tensors(folder, (f"model.layers.0.{name}.weight" for name in ADAPTED))
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     return folder
 
@@ -91,6 +94,7 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from cli import base_model
+from cli.checkpoint import ADAPTED
 from thumbwheel.config import Config
 print(base_model.ensure(Config(data_dir=Path(sys.argv[1])), Console(stderr=True)).model.path)
 """

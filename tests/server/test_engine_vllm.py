@@ -19,7 +19,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from server.engine import Engine, SamplingSpec, Weights
-from server.engine_vllm import engine_settings, start_engine
+from server.engine_vllm import engine_settings, require_devices, start_engine
 from thumbwheel.config import Config
 from thumbwheel.errors import AdapterRefused, SetupError
 
@@ -318,3 +318,14 @@ def test_a_server_learns_that_its_engine_died_and_can_still_close(
     assert serving.wait(10) == 0
     left = [each.name for each in temporary.iterdir() if not each.name.startswith("torchinductor_")]  # a cache
     assert not left, "vLLM's sockets and the like are gone"
+
+
+@pytest.mark.parametrize(("wanted", "there"), [(1, 0), (1, 4), (4, 4)])
+def test_as_many_gpus_as_there_are_are_spanned(wanted: int, there: int) -> None:
+    require_devices(wanted, there)
+
+
+@pytest.mark.parametrize(("wanted", "there"), [(2, 0), (2, 1), (5, 4)])
+def test_more_gpus_than_there_are_are_refused(wanted: int, there: int) -> None:
+    with pytest.raises(SetupError, match=f"tensor_parallel = {wanted}: there are {there} GPUs"):
+        require_devices(wanted, there)

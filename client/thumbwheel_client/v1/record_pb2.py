@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1athumbwheel/v1/record.proto\x12\rthumbwheel.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"=\n\x07Message\x12!\n\x04role\x18\x01 \x01(\x0e\x32\x13.thumbwheel.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xa4\x01\n\x08Sampling\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x03\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"3\n\x0bVersionSpan\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_token\x18\x02 \x01(\r\"\xf4\x01\n\nTurnRecord\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x08messages\x18\x05 \x03(\x0b\x32\x16.thumbwheel.v1.Message\x12\x18\n\x10prompt_token_ids\x18\x06 \x03(\r\x12)\n\x08sampling\x18\x07 \x01(\x0b\x32\x17.thumbwheel.v1.Sampling\x12\x0e\n\x06pinned\x18\x08 \x01(\x08\"\xf7\x01\n\x0eResponseRecord\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x10\n\x08logprobs\x18\x05 \x03(\x02\x12\x32\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x1b.thumbwheel.v1.FinishReason\x12)\n\x05spans\x18\x07 \x03(\x0b\x32\x1a.thumbwheel.v1.VersionSpan\x12/\n\x0b\x66inished_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"3\n\x0eRankedResponse\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\"7\n\x07Ranking\x12,\n\x05items\x18\x01 \x03(\x0b\x32\x1d.thumbwheel.v1.RankedResponse\"\xda\x02\n\tVoteEvent\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x13\n\x0bresponse_id\x18\x02 \x01(\t\x12\r\n\x05rater\x18\x03 \x01(\t\x12%\n\x04kind\x18\x04 \x01(\x0e\x32\x17.thumbwheel.v1.VoteKind\x12%\n\x05thumb\x18\x05 \x01(\x0e\x32\x14.thumbwheel.v1.ThumbH\x00\x12\x0f\n\x05stars\x18\x06 \x01(\rH\x00\x12)\n\x07ranking\x18\x07 \x01(\x0b\x32\x16.thumbwheel.v1.RankingH\x00\x12\x0e\n\x04\x65\x64it\x18\x08 \x01(\tH\x00\x12\x0f\n\x07reasons\x18\t \x03(\t\x12\x0f\n\x07\x63omment\x18\n \x01(\t\x12\x11\n\tretracted\x18\x0b \x01(\x08\x12.\n\ncreated_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08imported\x18\r \x01(\x08\x42\x07\n\x05value\"\xd3\x02\n\rVersionRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nadapter_id\x18\x02 \x01(\r\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.thumbwheel.v1.VersionState\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x10\n\x08\x63ycle_id\x18\x05 \x01(\t\x12\x0c\n\x04path\x18\x06 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x07 \x01(\t\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07reasons\x18\t \x03(\t\x12:\n\x07metrics\x18\n \x03(\x0b\x32).thumbwheel.v1.VersionRecord.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x92\x01\n\rBatchManifest\x12\x10\n\x08\x63ycle_id\x18\x01 \x01(\t\x12\x11\n\tevent_ids\x18\x02 \x03(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x88\x02\n\x0b\x43ycleRecord\x12+\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1c.thumbwheel.v1.BatchManifest\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07reasons\x18\x04 \x03(\t\x12\x38\n\x07metrics\x18\x05 \x03(\x0b\x32\'.thumbwheel.v1.CycleRecord.MetricsEntry\x12/\n\x0b\x66inished_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"Z\n\x06Limits\x12\x1b\n\x13requests_per_minute\x18\x01 \x01(\r\x12\x18\n\x10\x63oncurrent_chats\x18\x02 \x01(\r\x12\x19\n\x11tokens_per_minute\x18\x03 \x01(\r\"\xad\x02\n\tKeyRecord\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12$\n\x06scopes\x18\x04 \x03(\x0e\x32\x14.thumbwheel.v1.Scope\x12\x15\n\rsecret_sha256\x18\x05 \x01(\x0c\x12%\n\x06limits\x18\x06 \x01(\x0b\x32\x15.thumbwheel.v1.Limits\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrevoked_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03*<\n\x05Thumb\x12\x15\n\x11THUMB_UNSPECIFIED\x10\x00\x12\x0c\n\x08THUMB_UP\x10\x01\x12\x0e\n\nTHUMB_DOWN\x10\x02*z\n\x08VoteKind\x12\x19\n\x15VOTE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fVOTE_KIND_THUMB\x10\x01\x12\x13\n\x0fVOTE_KIND_STARS\x10\x02\x12\x15\n\x11VOTE_KIND_RANKING\x10\x03\x12\x12\n\x0eVOTE_KIND_EDIT\x10\x04*\xee\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16VERSION_STATE_TRAINING\x10\x01\x12\x1b\n\x17VERSION_STATE_CANDIDATE\x10\x02\x12\x18\n\x14VERSION_STATE_CANARY\x10\x03\x12\x16\n\x12VERSION_STATE_LIVE\x10\x04\x12\x19\n\x15VERSION_STATE_RETIRED\x10\x05\x12\x1a\n\x16VERSION_STATE_REJECTED\x10\x06\x12\x1d\n\x19VERSION_STATE_ROLLED_BACK\x10\x07*\x86\x01\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x0e\n\nSCOPE_CHAT\x10\x01\x12\x0e\n\nSCOPE_RATE\x10\x02\x12\x0f\n\x0bSCOPE_ADMIN\x10\x03\x12\x11\n\rSCOPE_LEARNER\x10\x04\x12\x11\n\rSCOPE_METRICS\x10\x05\x12\x0f\n\x0bSCOPE_ERASE\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1athumbwheel/v1/record.proto\x12\rthumbwheel.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"=\n\x07Message\x12!\n\x04role\x18\x01 \x01(\x0e\x32\x13.thumbwheel.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xa4\x01\n\x08Sampling\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x03\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"3\n\x0bVersionSpan\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_token\x18\x02 \x01(\r\"\x89\x02\n\nTurnRecord\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x08messages\x18\x05 \x03(\x0b\x32\x16.thumbwheel.v1.Message\x12\x18\n\x10prompt_token_ids\x18\x06 \x03(\r\x12)\n\x08sampling\x18\x07 \x01(\x0b\x32\x17.thumbwheel.v1.Sampling\x12\x0e\n\x06pinned\x18\x08 \x01(\x08\x12\x13\n\x0btraceparent\x18\t \x01(\t\"\xf7\x01\n\x0eResponseRecord\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x10\n\x08logprobs\x18\x05 \x03(\x02\x12\x32\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x1b.thumbwheel.v1.FinishReason\x12)\n\x05spans\x18\x07 \x03(\x0b\x32\x1a.thumbwheel.v1.VersionSpan\x12/\n\x0b\x66inished_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"3\n\x0eRankedResponse\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\"7\n\x07Ranking\x12,\n\x05items\x18\x01 \x03(\x0b\x32\x1d.thumbwheel.v1.RankedResponse\"\xef\x02\n\tVoteEvent\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x13\n\x0bresponse_id\x18\x02 \x01(\t\x12\r\n\x05rater\x18\x03 \x01(\t\x12%\n\x04kind\x18\x04 \x01(\x0e\x32\x17.thumbwheel.v1.VoteKind\x12%\n\x05thumb\x18\x05 \x01(\x0e\x32\x14.thumbwheel.v1.ThumbH\x00\x12\x0f\n\x05stars\x18\x06 \x01(\rH\x00\x12)\n\x07ranking\x18\x07 \x01(\x0b\x32\x16.thumbwheel.v1.RankingH\x00\x12\x0e\n\x04\x65\x64it\x18\x08 \x01(\tH\x00\x12\x0f\n\x07reasons\x18\t \x03(\t\x12\x0f\n\x07\x63omment\x18\n \x01(\t\x12\x11\n\tretracted\x18\x0b \x01(\x08\x12.\n\ncreated_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08imported\x18\r \x01(\x08\x12\x13\n\x0btraceparent\x18\x0e \x01(\tB\x07\n\x05value\"\xe8\x02\n\rVersionRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nadapter_id\x18\x02 \x01(\r\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.thumbwheel.v1.VersionState\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x10\n\x08\x63ycle_id\x18\x05 \x01(\t\x12\x0c\n\x04path\x18\x06 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x07 \x01(\t\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07reasons\x18\t \x03(\t\x12:\n\x07metrics\x18\n \x03(\x0b\x32).thumbwheel.v1.VersionRecord.MetricsEntry\x12\x13\n\x0btraceparent\x18\x0b \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x92\x01\n\rBatchManifest\x12\x10\n\x08\x63ycle_id\x18\x01 \x01(\t\x12\x11\n\tevent_ids\x18\x02 \x03(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x88\x02\n\x0b\x43ycleRecord\x12+\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1c.thumbwheel.v1.BatchManifest\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07reasons\x18\x04 \x03(\t\x12\x38\n\x07metrics\x18\x05 \x03(\x0b\x32\'.thumbwheel.v1.CycleRecord.MetricsEntry\x12/\n\x0b\x66inished_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"Z\n\x06Limits\x12\x1b\n\x13requests_per_minute\x18\x01 \x01(\r\x12\x18\n\x10\x63oncurrent_chats\x18\x02 \x01(\r\x12\x19\n\x11tokens_per_minute\x18\x03 \x01(\r\"\xad\x02\n\tKeyRecord\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12$\n\x06scopes\x18\x04 \x03(\x0e\x32\x14.thumbwheel.v1.Scope\x12\x15\n\rsecret_sha256\x18\x05 \x01(\x0c\x12%\n\x06limits\x18\x06 \x01(\x0b\x32\x15.thumbwheel.v1.Limits\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrevoked_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03*<\n\x05Thumb\x12\x15\n\x11THUMB_UNSPECIFIED\x10\x00\x12\x0c\n\x08THUMB_UP\x10\x01\x12\x0e\n\nTHUMB_DOWN\x10\x02*z\n\x08VoteKind\x12\x19\n\x15VOTE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fVOTE_KIND_THUMB\x10\x01\x12\x13\n\x0fVOTE_KIND_STARS\x10\x02\x12\x15\n\x11VOTE_KIND_RANKING\x10\x03\x12\x12\n\x0eVOTE_KIND_EDIT\x10\x04*\xee\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16VERSION_STATE_TRAINING\x10\x01\x12\x1b\n\x17VERSION_STATE_CANDIDATE\x10\x02\x12\x18\n\x14VERSION_STATE_CANARY\x10\x03\x12\x16\n\x12VERSION_STATE_LIVE\x10\x04\x12\x19\n\x15VERSION_STATE_RETIRED\x10\x05\x12\x1a\n\x16VERSION_STATE_REJECTED\x10\x06\x12\x1d\n\x19VERSION_STATE_ROLLED_BACK\x10\x07*\x86\x01\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x0e\n\nSCOPE_CHAT\x10\x01\x12\x0e\n\nSCOPE_RATE\x10\x02\x12\x0f\n\x0bSCOPE_ADMIN\x10\x03\x12\x11\n\rSCOPE_LEARNER\x10\x04\x12\x11\n\rSCOPE_METRICS\x10\x05\x12\x0f\n\x0bSCOPE_ERASE\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +36,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERSIONRECORD_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_CYCLERECORD_METRICSENTRY']._loaded_options = None
   _globals['_CYCLERECORD_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=2471
-  _globals['_ROLE']._serialized_end=2551
-  _globals['_FINISHREASON']._serialized_start=2553
-  _globals['_FINISHREASON']._serialized_end=2677
-  _globals['_THUMB']._serialized_start=2679
-  _globals['_THUMB']._serialized_end=2739
-  _globals['_VOTEKIND']._serialized_start=2741
-  _globals['_VOTEKIND']._serialized_end=2863
-  _globals['_VERSIONSTATE']._serialized_start=2866
-  _globals['_VERSIONSTATE']._serialized_end=3104
-  _globals['_SCOPE']._serialized_start=3107
-  _globals['_SCOPE']._serialized_end=3241
+  _globals['_ROLE']._serialized_start=2534
+  _globals['_ROLE']._serialized_end=2614
+  _globals['_FINISHREASON']._serialized_start=2616
+  _globals['_FINISHREASON']._serialized_end=2740
+  _globals['_THUMB']._serialized_start=2742
+  _globals['_THUMB']._serialized_end=2802
+  _globals['_VOTEKIND']._serialized_start=2804
+  _globals['_VOTEKIND']._serialized_end=2926
+  _globals['_VERSIONSTATE']._serialized_start=2929
+  _globals['_VERSIONSTATE']._serialized_end=3167
+  _globals['_SCOPE']._serialized_start=3170
+  _globals['_SCOPE']._serialized_end=3304
   _globals['_MESSAGE']._serialized_start=78
   _globals['_MESSAGE']._serialized_end=139
   _globals['_SAMPLING']._serialized_start=142
@@ -55,27 +55,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERSIONSPAN']._serialized_start=308
   _globals['_VERSIONSPAN']._serialized_end=359
   _globals['_TURNRECORD']._serialized_start=362
-  _globals['_TURNRECORD']._serialized_end=606
-  _globals['_RESPONSERECORD']._serialized_start=609
-  _globals['_RESPONSERECORD']._serialized_end=856
-  _globals['_RANKEDRESPONSE']._serialized_start=858
-  _globals['_RANKEDRESPONSE']._serialized_end=909
-  _globals['_RANKING']._serialized_start=911
-  _globals['_RANKING']._serialized_end=966
-  _globals['_VOTEEVENT']._serialized_start=969
-  _globals['_VOTEEVENT']._serialized_end=1315
-  _globals['_VERSIONRECORD']._serialized_start=1318
-  _globals['_VERSIONRECORD']._serialized_end=1657
-  _globals['_VERSIONRECORD_METRICSENTRY']._serialized_start=1611
-  _globals['_VERSIONRECORD_METRICSENTRY']._serialized_end=1657
-  _globals['_BATCHMANIFEST']._serialized_start=1660
-  _globals['_BATCHMANIFEST']._serialized_end=1806
-  _globals['_CYCLERECORD']._serialized_start=1809
-  _globals['_CYCLERECORD']._serialized_end=2073
-  _globals['_CYCLERECORD_METRICSENTRY']._serialized_start=1611
-  _globals['_CYCLERECORD_METRICSENTRY']._serialized_end=1657
-  _globals['_LIMITS']._serialized_start=2075
-  _globals['_LIMITS']._serialized_end=2165
-  _globals['_KEYRECORD']._serialized_start=2168
-  _globals['_KEYRECORD']._serialized_end=2469
+  _globals['_TURNRECORD']._serialized_end=627
+  _globals['_RESPONSERECORD']._serialized_start=630
+  _globals['_RESPONSERECORD']._serialized_end=877
+  _globals['_RANKEDRESPONSE']._serialized_start=879
+  _globals['_RANKEDRESPONSE']._serialized_end=930
+  _globals['_RANKING']._serialized_start=932
+  _globals['_RANKING']._serialized_end=987
+  _globals['_VOTEEVENT']._serialized_start=990
+  _globals['_VOTEEVENT']._serialized_end=1357
+  _globals['_VERSIONRECORD']._serialized_start=1360
+  _globals['_VERSIONRECORD']._serialized_end=1720
+  _globals['_VERSIONRECORD_METRICSENTRY']._serialized_start=1674
+  _globals['_VERSIONRECORD_METRICSENTRY']._serialized_end=1720
+  _globals['_BATCHMANIFEST']._serialized_start=1723
+  _globals['_BATCHMANIFEST']._serialized_end=1869
+  _globals['_CYCLERECORD']._serialized_start=1872
+  _globals['_CYCLERECORD']._serialized_end=2136
+  _globals['_CYCLERECORD_METRICSENTRY']._serialized_start=1674
+  _globals['_CYCLERECORD_METRICSENTRY']._serialized_end=1720
+  _globals['_LIMITS']._serialized_start=2138
+  _globals['_LIMITS']._serialized_end=2228
+  _globals['_KEYRECORD']._serialized_start=2231
+  _globals['_KEYRECORD']._serialized_end=2532
 # @@protoc_insertion_point(module_scope)

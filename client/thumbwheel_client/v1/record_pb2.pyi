@@ -327,6 +327,7 @@ class TurnRecord(_message.Message):
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """Identifies the turn."""
     conversation_id: _builtins.str
@@ -335,6 +336,8 @@ class TurnRecord(_message.Message):
     """HMAC of who asked: the only one who may rate its answers."""
     pinned: _builtins.bool
     """The request named its version, so its votes say nothing of how versions compare."""
+    traceparent: _builtins.str
+    """Where it stands in a trace (W3C Trace Context); empty if it was not traced."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the request was admitted."""
@@ -362,10 +365,11 @@ class TurnRecord(_message.Message):
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         sampling: Global___Sampling | None = ...,
         pinned: _builtins.bool = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "created_at", b"created_at", "messages", b"messages", "owner", b"owner", "pinned", b"pinned", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "created_at", b"created_at", "messages", b"messages", "owner", b"owner", "pinned", b"pinned", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "traceparent", b"traceparent", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -498,6 +502,7 @@ class VoteEvent(_message.Message):
     RETRACTED_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     IMPORTED_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """The turn that the rated answer belongs to."""
     response_id: _builtins.str
@@ -518,6 +523,8 @@ class VoteEvent(_message.Message):
     """True if this event takes the vote back."""
     imported: _builtins.bool
     """An operator brought it from elsewhere."""
+    traceparent: _builtins.str
+    """Where it stands in a trace (W3C Trace Context); empty if it was not traced."""
     @_builtins.property
     def ranking(self) -> Global___Ranking:
         """The order."""
@@ -546,10 +553,11 @@ class VoteEvent(_message.Message):
         retracted: _builtins.bool = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         imported: _builtins.bool = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "edit", b"edit", "ranking", b"ranking", "stars", b"stars", "thumb", b"thumb", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment", "created_at", b"created_at", "edit", b"edit", "imported", b"imported", "kind", b"kind", "ranking", b"ranking", "rater", b"rater", "reasons", b"reasons", "response_id", b"response_id", "retracted", b"retracted", "stars", b"stars", "thumb", b"thumb", "turn_id", b"turn_id", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment", "created_at", b"created_at", "edit", b"edit", "imported", b"imported", "kind", b"kind", "ranking", b"ranking", "rater", b"rater", "reasons", b"reasons", "response_id", b"response_id", "retracted", b"retracted", "stars", b"stars", "thumb", b"thumb", "traceparent", b"traceparent", "turn_id", b"turn_id", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["thumb", "stars", "ranking", "edit"]  # noqa: Y015
     _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
@@ -593,6 +601,7 @@ class VersionRecord(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique and never used again. The base model is "base"."""
     adapter_id: _builtins.int
@@ -607,6 +616,8 @@ class VersionRecord(_message.Message):
     """Folder below the artifact root; empty for the base."""
     manifest_sha256: _builtins.str
     """sha256 of the manifest.json in that folder."""
+    traceparent: _builtins.str
+    """Where its cycle stands in a trace (W3C Trace Context); empty if it was not traced."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
@@ -632,10 +643,11 @@ class VersionRecord(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         reasons: _abc.Iterable[_builtins.str] | None = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "created_at", b"created_at", "cycle_id", b"cycle_id", "manifest_sha256", b"manifest_sha256", "metrics", b"metrics", "name", b"name", "parent", b"parent", "path", b"path", "reasons", b"reasons", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "created_at", b"created_at", "cycle_id", b"cycle_id", "manifest_sha256", b"manifest_sha256", "metrics", b"metrics", "name", b"name", "parent", b"parent", "path", b"path", "reasons", b"reasons", "state", b"state", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
