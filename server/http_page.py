@@ -1,7 +1,7 @@
 """The web page: the files of `server/web` as they lie there, for whoever reaches the server.
 
-It holds nothing that is anybody's and needs no key; what it shows it asks for as every other client does. Its policy lets
-nothing run, load or be asked that does not come from here, whatever an answer says.
+It holds nothing that is anybody's and needs no key; what it shows it asks for as every other client does. Its policy
+lets nothing run, load or be asked that does not come from here, whatever an answer says.
 """
 
 from __future__ import annotations
