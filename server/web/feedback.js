@@ -85,7 +85,7 @@ function reasons(votes, close) {
   const comment = element("textarea", { rows: 2, maxlength: MOST_COMMENT, "aria-label": "More about it" });
   const form = element("form", { class: "comment" }, comment,
     element("div", { class: "choices" },
-      element("button", { type: "submit" }, "Send"),
+      element("button", { type: "submit" }, "Send comment"),
       element("button", { type: "button", class: "plain", onclick: close }, "Close")));
   form.addEventListener("submit", (event) => {
     event.preventDefault();

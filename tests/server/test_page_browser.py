@@ -140,7 +140,7 @@ async def test_votes_of_every_kind_arrive_and_are_there_after_a_reload(server: A
         await eventually(server, lambda found: [vote.thumb for vote in found] == [record_pb2.THUMB_DOWN])
         await screen.button("Too long").click()
         await page.get_by_label("More about it").fill("it rambles")
-        await screen.button("Send").click()
+        await screen.button("Send comment").click()
         down = await eventually(server, lambda found: bool(found and found[-1].comment))
         assert down is not None
         assert (down.thumb, list(down.reasons), down.comment) == (record_pb2.THUMB_DOWN, ["too long"], "it rambles")
@@ -253,7 +253,7 @@ async def test_by_keyboard_alone_and_with_names_for_everything(server: Any, brow
         await expect(screen.button("Bad answer")).to_be_focused()
         unnamed = await page.evaluate(
             """[...document.querySelectorAll("button, a, input, textarea, summary, svg[role=img]")]
-            .filter((it) => !(it.ariaLabel || it.textContent.trim() || it.labels?.length)).map((it) => it.outerHTML)"""
+            .filter((it) => it.checkVisibility() && !(it.ariaLabel || it.textContent.trim() || it.labels?.length)).map((it) => it.outerHTML)"""
         )
         assert unnamed == []
         small = await page.evaluate(
