@@ -60,6 +60,7 @@ whenKeyIsNeeded(askKey);
 addEventListener("hashchange", () => {
   if (!["", "#chat", "#wheel"].includes(location.hash)) return; // a place within the page
   view();
+  scrollTo(0, location.hash === "#wheel" ? 0 : document.body.scrollHeight);
   (location.hash === "#wheel" ? byId("wheel-title") : byId("question")).focus();
 });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) askLive(); });

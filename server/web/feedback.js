@@ -52,7 +52,9 @@ function thumbButtons(answer, hooks, trouble) {
     down.setAttribute("aria-pressed", String(vote?.value === "down"));
     const wanted = open && vote?.value === "down";
     if (wanted && why.hidden) why.replaceChildren(...reasons(votes, () => close()));
+    const opens = wanted && why.hidden;
     why.hidden = !wanted;
+    if (opens) why.scrollIntoView({ block: "nearest" });
   }
   function close() {
     open = false;
