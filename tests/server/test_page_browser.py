@@ -253,7 +253,8 @@ async def test_by_keyboard_alone_and_with_names_for_everything(server: Any, brow
         await expect(screen.button("Bad answer")).to_be_focused()
         unnamed = await page.evaluate(
             """[...document.querySelectorAll("button, a, input, textarea, summary, svg[role=img]")]
-            .filter((it) => it.checkVisibility() && !(it.ariaLabel || it.textContent.trim() || it.labels?.length)).map((it) => it.outerHTML)"""
+            .filter((it) => it.checkVisibility())
+            .filter((it) => !(it.ariaLabel || it.textContent.trim() || it.labels?.length)).map((it) => it.outerHTML)"""
         )
         assert unnamed == []
         small = await page.evaluate(
