@@ -28,7 +28,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 expect = playwright.expect
 
-PICTURES = os.environ.get("THUMBWHEEL_PICTURES", "")
+PICTURES = os.environ.get("PAGE_PICTURES", "")
 """A folder for screenshots; empty: none are kept."""
 HOSTILE = (
     '<img src=x onerror="window.hit=1"> </script><script>window.hit=2</script> [go](javascript:window.hit=3)'
