@@ -31,6 +31,7 @@ def ready(console: Console, settings: Config, instance: Instance, live: str, sec
     """The page that is shown once everything answers."""
     scheme = "https" if settings.security.tls_certificate else "http"
     facts = {
+        "page": f"{scheme}://{instance.web}/",
         "gRPC": f"{instance.grpc}  (admin: {instance.admin})",
         "OpenAI": f"{scheme}://{instance.web}/v1",
         "metrics": f"{scheme}://{instance.http}/metrics  (learner: {scheme}://{instance.learner_http}/metrics)",

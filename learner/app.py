@@ -35,7 +35,7 @@ from learner.report_words import splitter
 from learner.reporter import Reporter
 from learner.rollouts import Rollouts
 from learner.safety import Safety
-from thumbwheel import artifacts, tracing
+from thumbwheel import artifacts, config, pulse, tracing
 from thumbwheel.config import Config
 from thumbwheel.credentials import scrapers
 from thumbwheel.erasure import Erasure
@@ -45,6 +45,7 @@ from thumbwheel.freeze import Brake
 from thumbwheel.lease import Lease
 from thumbwheel.metrics_http import MetricsHttp
 from thumbwheel.perimeter import CertificateFiles, reachable, require_closed
+from thumbwheel.pulse import Pulse
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store
 from thumbwheel.turn_log import TurnLog
@@ -65,8 +66,8 @@ async def run(settings: Config) -> None:
     Raises:
         SetupError: store, model or port cannot be used.
     """
-    async with _wheel(settings) as wheel:
-        await _forever(wheel)
+    async with _wheel(settings) as (wheel, store):
+        await _forever(wheel, store)
 
 
 async def run_once(settings: Config) -> pb.CycleRecord:
@@ -75,7 +76,7 @@ async def run_once(settings: Config) -> pb.CycleRecord:
     Raises:
         SetupError: as `run`; or there are too few votes, another learner leads, or a tripwire holds.
     """
-    async with _wheel(settings) as wheel:
+    async with _wheel(settings) as (wheel, store):
         if await wheel.brake.frozen():
             raise SetupError("a tripwire has frozen the learner: `thumbwheel unfreeze` shows why, and lets it go on")
         waiting = await wheel.stream.waiting()
@@ -89,7 +90,7 @@ async def run_once(settings: Config) -> pb.CycleRecord:
             )
         if not await wheel.lease.acquire():
             raise SetupError("another learner leads: stop it first, or let it learn")
-        async with _holding(wheel.lease):
+        async with _holding(wheel.lease), _heard(store, wheel.settings):
             try:
                 return await wheel.turn()
             except LearnerFrozen as error:
@@ -97,7 +98,7 @@ async def run_once(settings: Config) -> pb.CycleRecord:
 
 
 @contextlib.asynccontextmanager
-async def _wheel(settings: Config) -> AsyncIterator[Wheel]:
+async def _wheel(settings: Config) -> AsyncIterator[tuple[Wheel, Store]]:
     _check_setup(settings)
     _yield_to_the_engine(settings)
     _stop_on_sigterm()
@@ -127,7 +128,7 @@ async def _wheel(settings: Config) -> AsyncIterator[Wheel]:
         built.set()
         metrics.stage("waiting")
         log.info("ready", extra={"http": f"{host}:{http.port}", "server": _server(settings)})
-        yield wheel
+        yield wheel, store
 
 
 def _check_setup(settings: Config) -> None:
@@ -183,12 +184,12 @@ def _build(settings: Config, store: Store, lease: Lease, rollouts: Rollouts) -> 
     )
 
 
-async def _forever(wheel: Wheel) -> NoReturn:
+async def _forever(wheel: Wheel, store: Store) -> NoReturn:
     while True:
         try:
             if await wheel.lease.acquire():
                 log.info("leading", extra={"token": wheel.lease.token})
-                async with _holding(wheel.lease):
+                async with _holding(wheel.lease), _heard(store, wheel.settings):
                     await _lead(wheel)
         except (LeaseLost, StoreUnavailable) as error:
             log.warning("not_leading", extra={"reason": str(error)})
@@ -261,6 +262,24 @@ async def _holding(lease: Lease) -> AsyncIterator[None]:
         with contextlib.suppress(asyncio.CancelledError, StoreUnavailable, LeaseLost):
             await holder
             await lease.release()
+
+
+@contextlib.asynccontextmanager
+async def _heard(store: Store, settings: config.Learner) -> AsyncIterator[None]:
+    """Lets others know what this learner, the leader, is doing."""
+
+    async def live() -> None:
+        while True:
+            stage, since, progress = metrics.standing()
+            with contextlib.suppress(StoreUnavailable):  # whoever looks sees that nothing is heard
+                await pulse.beat(store, Pulse(stage, progress, since, settings.min_votes))
+            await asyncio.sleep(pulse.BEAT_SECONDS)
+
+    beating = asyncio.create_task(live())
+    try:
+        yield
+    finally:
+        beating.cancel()
 
 
 def _server(settings: Config) -> str:

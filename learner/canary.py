@@ -25,6 +25,7 @@ from learner.betting import DropTest
 from thumbwheel import config
 from thumbwheel.errors import Conflict, CorruptRecord, NotReady
 from thumbwheel.feedback_log import FeedbackLog
+from thumbwheel.opinion import verdict
 from thumbwheel.records import split_response_id
 from thumbwheel.registry import Registry
 from thumbwheel.turn_log import Turn, TurnLog
@@ -41,7 +42,6 @@ TURNS_BEFORE = 2000
 ANSWERS_LOOKED_AT = 5000
 """Latest answers of either version that the guard-rails see."""
 RAILS_SECONDS = 60.0
-GOOD_STARS = 4
 _LINEAGE = 10
 
 
@@ -219,18 +219,6 @@ class Judge:
         match.over = True
         metrics.canary_decisions.labels(decision).inc()
         log.info("decided", extra={"version": match.new, "decision": decision, "reason": reason})
-
-
-def verdict(event: pb.VoteEvent) -> bool | None:
-    """Whether a vote says that the answer was good; None where it does not say, or was not cast here."""
-    if event.retracted or event.imported:
-        return None
-    match event.WhichOneof("value"):
-        case "thumb":
-            return event.thumb == pb.THUMB_UP
-        case "stars":
-            return event.stars >= GOOD_STARS
-    return None
 
 
 def version_of(event: pb.VoteEvent, turn: Turn) -> str | None:

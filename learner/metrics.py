@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 
 from prometheus_client import Counter, Gauge
@@ -59,11 +60,22 @@ _ppo = {
 }
 
 
+_standing = (STAGES[0], 0.0)
+
+
 def stage(name: str) -> None:
     """Moves the learner to a stage."""
+    global _standing
     for other in STAGES:
         _stage.labels(other).set(other == name)
     progress.set(0)
+    if name != _standing[0] or not _standing[1]:
+        _standing = (name, time.time())
+
+
+def standing() -> tuple[str, float, float]:
+    """The stage, when it began (Unix seconds), and how far it has come, 0 to 1."""
+    return (*_standing, next(iter(progress.collect())).samples[0].value)
 
 
 def frozen(wires: Collection[str]) -> None:

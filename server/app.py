@@ -23,6 +23,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import REGISTRY
+from starlette.routing import BaseRoute
 
 from server import metrics
 from server.access import Access, KeyAccess, OpenAccess
@@ -38,6 +39,8 @@ from server.http_chat import HttpChat
 from server.http_door import HttpDoor
 from server.http_feedback import HttpFeedback
 from server.http_models import HttpModels
+from server.http_page import page
+from server.http_wheel import HttpWheel
 from server.identity import Identity, rater_secret
 from server.imports import ImportService
 from server.intake import Intake
@@ -45,6 +48,7 @@ from server.limits import Budgets
 from server.models import ModelService
 from server.privacy import PrivacyService, forget_with
 from server.question import Questions
+from server.releases import Releases
 from server.rollout import RolloutService
 from server.rpc_errors import Boundary
 from server.tls import server_credentials
@@ -71,7 +75,7 @@ from thumbwheel_client.v1 import (
     privacy_pb2_grpc,
     rollout_pb2_grpc,
 )
-from thumbwheel_client.v1.record_pb2 import SCOPE_CHAT, SCOPE_RATE
+from thumbwheel_client.v1.record_pb2 import SCOPE_ADMIN, SCOPE_CHAT, SCOPE_RATE
 
 log = logging.getLogger("thumbwheel.server")
 
@@ -179,7 +183,8 @@ class Server:
         admission = Admission(config.server)
         self._turns = Turns(engine, self.versions, admission, budgets, self._turn_log)
         questions = Questions(engine, config.server)
-        self._models = ModelService(registry, self.versions)
+        releases = Releases(registry, self.versions)
+        self._models = ModelService(registry, releases)
         kept = FeedbackLog(store, config.feedback)
         votes = Votes(kept, self._turns, budgets, config.feedback)
         options = [*OPTIONS, ("grpc.max_concurrent_streams", _streams(config.server))]
@@ -203,6 +208,7 @@ class Server:
             HttpChat(questions, self._turns, engine, models),
             models,
             HttpFeedback(votes),
+            HttpWheel(store, registry, releases, kept),
         )
         for grpc_server, services in ((self._public, PUBLIC_SERVICES), (self._admin, ADMIN_SERVICES)):
             health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, grpc_server)
@@ -210,15 +216,24 @@ class Server:
                 names = (*services, "grpc.health.v1.Health", reflection.SERVICE_NAME)
                 reflection.enable_server_reflection(names, grpc_server)
 
-    def _door(self, boundary: HttpBoundary, chat: HttpChat, models: HttpModels, feedback: HttpFeedback) -> HttpDoor:
-        """What OpenAI's clients call. Who may chat may also see what there is to chat with."""
-        routes = [
+    def _door(
+        self, boundary: HttpBoundary, chat: HttpChat, models: HttpModels, feedback: HttpFeedback, wheel: HttpWheel
+    ) -> HttpDoor:
+        """The page, and what it and OpenAI's clients call. Who may chat may also see what there is to chat with."""
+        routes: list[BaseRoute] = [
             boundary.route("POST", "/v1/chat/completions", SCOPE_CHAT, chat.complete),
             boundary.route("GET", "/v1/models", SCOPE_CHAT, models.list),
             boundary.route("GET", "/v1/models/{model:path}", SCOPE_CHAT, models.get),
             boundary.route("POST", "/v1/feedback", SCOPE_RATE, feedback.rate),
             boundary.route("DELETE", "/v1/feedback", SCOPE_RATE, feedback.retract),
+            *page(),
         ]
+        if self._config.security.auth == "off" or self._config.security.web_admin:
+            routes += [
+                boundary.route("GET", "/v1/wheel", SCOPE_ADMIN, wheel.show),
+                boundary.route("POST", "/v1/models/{model}/promote", SCOPE_ADMIN, wheel.promote),
+                boundary.route("POST", "/v1/models/{model}/rollback", SCOPE_ADMIN, wheel.roll_back),
+            ]
         app = application(routes, everybody=self._config.security.auth != "off")
         certificate = CertificateFiles.of(self._config.security, mutual=True)
         return HttpDoor(app, certificate, self._config.server.default_deadline)

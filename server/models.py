@@ -9,27 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from grpc import aio
 
-from server.versions import Versions
-from thumbwheel.errors import Conflict, InvalidInput, NotReady
+from server.releases import Releases, check_name
+from thumbwheel.errors import InvalidInput
 from thumbwheel.registry import Registry
-from thumbwheel_client.v1 import models_pb2, models_pb2_grpc, record_pb2
+from thumbwheel_client.v1 import models_pb2, models_pb2_grpc
 
 MAX_PAGE = 1000
 DEFAULT_PAGE = 100
-MAX_REASON_CHARS = 2000
-FOLLOW_SECONDS = 20.0
-"""How long a call waits for this server to follow the pointer it has moved."""
 
 if TYPE_CHECKING:  # generic only for the type checker
     Context = aio.ServicerContext[Any, Any]
 
 
 class ModelService(models_pb2_grpc.ModelServiceServicer):
-    """Promote and Rollback answer once this server itself has moved; the others follow the registry."""
+    """For operators and the learner."""
 
-    def __init__(self, registry: Registry, versions: Versions) -> None:
+    def __init__(self, registry: Registry, releases: Releases) -> None:
         self._registry = registry
-        self._versions = versions
+        self._releases = releases
         self._stopping = asyncio.Event()
 
     def stop_watches(self) -> None:
@@ -50,24 +47,15 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
     async def GetVersion(
         self, request: models_pb2.GetVersionRequest, context: Context
     ) -> models_pb2.GetVersionResponse:
-        return models_pb2.GetVersionResponse(version=await self._registry.get(_name(request.name)))
+        check_name(request.name)
+        return models_pb2.GetVersionResponse(version=await self._registry.get(request.name))
 
     async def Promote(self, request: models_pb2.PromoteRequest, context: Context) -> models_pb2.PromoteResponse:
-        _check_reason(request.reason)
-        name = _name(request.name)
-        # Verified and loaded first: what this server would refuse never becomes live, not even for a moment.
-        async with self._versions.hold(name):
-            live, previous = await self._registry.promote(name, request.reason)
-            await self._followed(live)
+        live, previous = await self._releases.promote(request.name, request.reason)
         return models_pb2.PromoteResponse(live=live, previous=previous)
 
     async def Rollback(self, request: models_pb2.RollbackRequest, context: Context) -> models_pb2.RollbackResponse:
-        _check_reason(request.reason)
-        try:
-            live, previous = await self._registry.roll_back(request.reason)
-        except Conflict as error:  # another version went live in the same moment, and was not what the caller saw
-            raise NotReady(str(error)) from error
-        await self._followed(live)
+        live, previous = await self._releases.take_back(request.reason)
         return models_pb2.RollbackResponse(live=live, previous=previous)
 
     async def WatchVersions(
@@ -90,23 +78,3 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
                     yield models_pb2.WatchVersionsResponse(version=record, live=live)
         finally:
             stopping.cancel()
-
-    async def _followed(self, live: record_pb2.VersionRecord) -> None:
-        try:
-            await self._versions.wait_live(live.name, FOLLOW_SECONDS)
-        except TimeoutError:
-            raise NotReady(
-                f"{live.name} is live in the registry, but this server did not follow within {FOLLOW_SECONDS:g} s:"
-                " it still loads it, has refused it, or somebody moved the pointer again; WatchVersions tells"
-            ) from None
-
-
-def _name(name: str) -> str:
-    if not 0 < len(name) <= 128:
-        raise InvalidInput("name", "must be 1 to 128 characters")
-    return name
-
-
-def _check_reason(reason: str) -> None:
-    if len(reason) > MAX_REASON_CHARS:
-        raise InvalidInput("reason", f"{len(reason)} characters; at most {MAX_REASON_CHARS}")

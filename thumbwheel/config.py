@@ -49,7 +49,7 @@ class Server(Section):
     http_port: Port = 9401
     """Port of /metrics, /healthz and /readyz; 0 takes a free one."""
     web_port: Port = 8080
-    """Port of chat and feedback over HTTP, as OpenAI's clients speak it; 0 takes a free one."""
+    """Port of the web page, and of chat and feedback over HTTP as OpenAI's clients speak it; 0 takes a free one."""
     reflection: bool = True
     """Let tools such as grpcurl list the services. Only where security.auth is "off"."""
     threads: Annotated[int, Field(ge=0)] = 0
@@ -92,6 +92,9 @@ class Server(Section):
 class Security(Section):
     auth: Literal["off", "keys"] = "off"
     """"off": callers say who they are, good enough on one's own machine. "keys": every call needs a key or token."""
+    web_admin: bool = False
+    """Keys with the scope admin may look at the wheel and move versions on server.web_port too, as the page does.
+    Where auth is "off" they always may: only this machine reaches that port."""
     tls_certificate: str = ""
     """File (PEM) with the server's certificate chain, read again when it changes; empty: no TLS."""
     tls_key: str = ""

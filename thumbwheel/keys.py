@@ -17,6 +17,7 @@ run on a cluster.
     ...:lease                 string  who leads; lapses
     ...:fence                 string  the newest fencing token
     ...:manifest              hash    cycle_id, data: sealed BatchManifest of the cycle under way
+    ...:pulse                 string  JSON: what the learner is doing (see pulse.py); lapses
     ...:frozen                string  sealed Struct: why the learner stands (see freeze.py)
     ...:pardoned              string  digest of the batch that was last let pass
     ...:lineage               list    sealed CycleRecord, newest first
@@ -50,6 +51,7 @@ class Keys:
         self.lease = self._tag + "lease"
         self.fence = self._tag + "fence"
         self.manifest = self._tag + "manifest"
+        self.pulse = self._tag + "pulse"
         self.frozen = self._tag + "frozen"
         self.pardoned = self._tag + "pardoned"
         self.lineage = self._tag + "lineage"

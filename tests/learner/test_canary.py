@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from learner.canary import Judge, verdict
+from learner.canary import Judge
 from thumbwheel import config
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.lease import Lease
+from thumbwheel.opinion import verdict
 from thumbwheel.records import now, response_id
 from thumbwheel.registry import Registry
 from thumbwheel.store import Store

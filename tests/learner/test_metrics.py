@@ -24,6 +24,16 @@ def test_one_stage_at_a_time() -> None:
         assert on == [stage]
 
 
+def test_what_the_learner_does_and_since_when() -> None:
+    metrics.stage("waiting")
+    metrics.stage("training")
+    metrics.progress.set(0.5)
+    stage, since, progress = metrics.standing()
+    assert (stage, progress) == ("training", 0.5)
+    metrics.stage("training")
+    assert metrics.standing() == ("training", since, 0.0), "the same stage has not begun anew"
+
+
 def test_an_iteration_is_shown() -> None:
     metrics.ppo({"kl_per_sequence": 1.5, "clipfrac": 0.25, "unknown": 9.0})
     assert "thumbwheel_learner_kl_nats 1.5" in page()
