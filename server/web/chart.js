@@ -3,7 +3,7 @@
 import { drawing, element } from "./element.js";
 
 const HEIGHT = 190;
-const LEFT = 40;
+const LEFT = 48;
 const RIGHT = 12;
 const TOP = 12;
 const BOTTOM = 26;

@@ -84,7 +84,7 @@ function reasons(votes, close) {
     });
     return chip;
   });
-  const comment = element("textarea", { rows: 2, maxlength: MOST_COMMENT, "aria-label": "More about it" });
+  const comment = element("textarea", { rows: 2, maxlength: MOST_COMMENT, placeholder: "More about it, if you like", "aria-label": "More about it" });
   const form = element("form", { class: "comment" }, comment,
     element("div", { class: "choices" },
       element("button", { type: "submit" }, "Send comment"),

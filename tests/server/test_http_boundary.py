@@ -232,7 +232,7 @@ async def test_callers_without_keys_name_themselves_as_over_grpc(server: Any) ->
 async def test_what_is_no_call(server: Any) -> None:
     async with web(server) as client:
         assert error(await client.get("/v1/nothing"), 404)["message"] == "there is no /v1/nothing"
-        assert error(await client.get("/"), 404)
+        assert error(await client.get("/nothing"), 404)
         assert error(await client.put(CHAT, json=ask()), 405)
         assert error(await client.post(CHAT, content=b"{", headers={"content-type": "application/json"}), 400)
         assert error(await client.post(CHAT, json=[1]), 400)["param"] == "body"

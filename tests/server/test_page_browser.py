@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.engine import Weights
 from server.engine_scripted import ScriptedEngine
-from tests.server.web import web
+from tests.server.web import ask, complete, rate, web
 from thumbwheel import pulse
 from thumbwheel.config import Config
 from thumbwheel.credentials import Credentials
@@ -314,13 +318,27 @@ CONTRAST = """(() => {
 })()"""
 
 
+async def said(client: httpx.AsyncClient, count: int, good: Callable[[int], bool]) -> None:
+    """People ask and rate, one after the other."""
+    for place in range(count):
+        answer = await complete(client, ask())
+        await rate(client, response_id=answer["id"], thumb="up" if good(place) else "down")
+
+
 async def test_the_wheel_turns_and_operators_move_it(
-    settings: Callable[..., Config], run_server: Any, publish: Publish, browser: Any, engine: ScriptedEngine
+    settings: Callable[..., Config],
+    run_server: Any,
+    publish: Publish,
+    browser: Any,
+    engine: ScriptedEngine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    hours_ago = itertools.count(time.time() - 7400, 90)  # so that the votes of seconds spread as those of hours
+    monkeypatch.setattr("server.vote_input.now", lambda: Timestamp(seconds=int(next(hours_ago))))
     config = settings()
     await publish(config, "v1.5-6abc34")
     store = await Store.open(config.redis.url, config.redis.namespace)
-    await pulse.beat(store, Pulse("training", 0.4, 1_800_000_000.0, 64))
+    await pulse.beat(store, Pulse("training", 0.4, time.time() - 300, 64))
     await store.close()
     async with run_server(config, engine) as server, web(server) as client, opened(browser, server) as screen:
         page = screen.page
@@ -328,28 +346,20 @@ async def test_the_wheel_turns_and_operators_move_it(
         await screen.button("Good answer").click()
         await screen.button("4 stars").click()
         await screen.picture("page-light")
-        for good in (True, True, False, True, False):
-            told = (
-                await client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}]})
-            ).json()
-            await client.post("/v1/feedback", json={"response_id": told["id"], "thumb": "up" if good else "down"})
+        await said(client, 38, lambda place: place % 5 < 2)
         await page.get_by_role("link", name="The wheel").click()
         await expect(page.locator("#wheel-title")).to_be_focused()
         await expect(page.locator("#wheel-learner")).to_contain_text("Trains")
         await expect(page.locator("#wheel-learner progress")).to_have_attribute("value", "0.4")
-        await expect(page.locator("#wheel-live")).to_contain_text("71 % good of 7")
+        await expect(page.locator("#wheel-live")).to_contain_text("45 % good of 40")
         await screen.button("Promote v1.5-6abc34").click()
         await page.get_by_label("Why, for the record").fill("looks good")
         await screen.button("Promote").click()
         await expect(page.locator("#wheel-live .big")).to_have_text("v1.5-6abc34")
         await expect(page.locator("#live-name")).to_have_text("v1.5-6abc34")
-        for good in (True, True, True, False, True):
-            told = (
-                await client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}]})
-            ).json()
-            await client.post("/v1/feedback", json={"response_id": told["id"], "thumb": "up" if good else "down"})
-        await expect(page.locator("#wheel-live")).to_contain_text("80 % good of 5")
-        await expect(page.get_by_role("img", name="v1.5-6abc34 80 % of 5")).to_be_visible()
+        await said(client, 40, lambda place: place % 5 != 3)
+        await expect(page.locator("#wheel-live")).to_contain_text("80 % good of 40")
+        await expect(page.get_by_role("img", name="v1.5-6abc34 80 % of 40")).to_be_visible()
         await page.set_viewport_size({"width": 1000, "height": 1240})
         await page.evaluate("scrollTo(0, 0)")
         await screen.picture("wheel")
