@@ -162,7 +162,7 @@ function learner({ learner: at, frozen, votes, now }) {
     at.stage === "waiting"
       ? bar(votes.waiting, at.min_votes, `${votes.waiting} of the ${at.min_votes} votes that start a cycle`)
       : bar(at.progress, 1, `${percent(at.progress)} of this stage, for ${span(Math.max(60, now - at.since))}`),
-  ] : [missing, element("p", {}, `${votes.waiting} votes wait.`)];
+  ] : [missing, element("p", {}, `Votes that wait: ${votes.waiting}`)];
   byId("wheel-learner").replaceChildren(...parts,
     ...frozen.map(({ wire, words: why }) => element("p", { class: "trouble" }, `${words(wire)}: ${why}`)));
 }
