@@ -106,7 +106,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def until() -> Callable[..., Awaitable[None]]:
     """Waits for a condition that nothing announces."""
 
-    async def wait(condition: Callable[[], bool], seconds: float = 10) -> None:
+    async def wait(condition: Callable[[], bool], seconds: float = 60) -> None:
         async with asyncio.timeout(seconds):
             while not condition():  # noqa: ASYNC110 - see above
                 await asyncio.sleep(0.002)
