@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from server.engine import Engine
+from server.engine_scripted import ScriptedEngine
 from server.engine_vllm import start_engine
 from thumbwheel.artifacts import model_digest, write_version
 from thumbwheel.config import Config
@@ -39,6 +40,13 @@ async def engine(tiny_model: Path) -> AsyncIterator[Engine]:
     )
     yield engine
     await engine.close()
+
+
+@pytest.fixture
+async def server(settings: Callable[..., Config], run_server: Any) -> AsyncIterator[Any]:
+    """A server as it comes, whose answers follow from the questions."""
+    async with run_server(settings(), ScriptedEngine()) as running:
+        yield running
 
 
 class WriteAdapter(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -29,12 +29,6 @@ UP, DOWN = record_pb2.THUMB_UP, record_pb2.THUMB_DOWN
 
 def user(name: str) -> tuple[tuple[str, str], ...]:
     return (("x-thumbwheel-user", name),)
-
-
-@pytest.fixture
-async def server(settings: Callable[..., Config], run_server: Any) -> AsyncIterator[Any]:
-    async with run_server(settings(), ScriptedEngine()) as running:
-        yield running
 
 
 async def answers(server: Any, n: int = 1, name: str = "ada", content: str = "Hi") -> list[chat_pb2.Answer]:

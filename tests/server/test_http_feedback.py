@@ -19,12 +19,6 @@ ADA = {"x-thumbwheel-user": "ada"}
 
 
 @pytest.fixture
-async def server(settings: Callable[..., Config], run_server: Any) -> AsyncIterator[Any]:
-    async with run_server(settings(), ScriptedEngine()) as running:
-        yield running
-
-
-@pytest.fixture
 async def client(server: Any) -> AsyncIterator[httpx.AsyncClient]:
     async with web(server, headers=ADA) as client:
         yield client

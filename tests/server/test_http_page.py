@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,10 @@ import httpx
 import pytest
 
 from server import http_page
-from server.engine_scripted import ScriptedEngine
 from tests.server.web import connection, error, web
-from thumbwheel.config import Config
 
 FOLDER = Path(http_page.__file__).parent / "web"
 FILES = sorted(path.name for path in FOLDER.iterdir() if path.name != http_page.INDEX)
-
-
-@pytest.fixture
-async def server(settings: Callable[..., Config], run_server: Any) -> AsyncIterator[Any]:
-    async with run_server(settings(), ScriptedEngine()) as running:
-        yield running
 
 
 @pytest.fixture
