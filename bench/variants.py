@@ -53,21 +53,22 @@ Run = dict[str, Any]
 def main(study: Study) -> None:
     """Runs what is missing, and prints a table of what is there."""
     asked = _asked(study)
-    console, runs = figures.console(), read(asked.json)
+    ratings = study.quick_ratings if asked.quick else study.ratings
+    console, runs = figures.console(), [run for run in read(asked.json) if run["ratings"] == ratings]
     # Seed by seed: who has no time for all then has some of every variant.
     wanted = [(name, seed) for seed in asked.seed or (1,) for name in asked.variant or study.variants]
     left = missing(wanted, runs)
     console.print(f"{len(wanted) - len(left)} of {len(wanted)} runs are there, {len(left[: asked.runs])} are made now")
     for name, seed in left[: asked.runs]:
         console.print(f"{name}, seed {seed} ...")
-        runs.append(_run(study, name, seed, study.quick_ratings if asked.quick else study.ratings))
+        runs.append(_run(study, name, seed, ratings))
         results = {"taste": study.taste, "noise": study.noise, "runs": runs, "variants": summary(runs)}
         figures.write(asked.json, study.name, asked.quick, results)
     console.print(_table(study, summary(runs)))
 
 
 def read(file: Path | None) -> list[Run]:
-    """Those of former calls."""
+    """Those of former calls, with --quick or without."""
     if file is None or not file.exists():
         return []
     runs: list[Run] = json.loads(file.read_text(encoding="utf-8"))["results"]["runs"]
@@ -102,17 +103,18 @@ def _run(study: Study, name: str, seed: int, ratings: int) -> Run:
         command += ["--seed", str(seed), "--json", str(page)]
         command += ["--ratings", str(ratings * study.cycles), "--votes-per-cycle", str(ratings)]
         command += [word for setting in study.variants[name] for word in ("--set", setting)]
-        began = time.monotonic()
-        demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        words, began = Path(scratch) / "log", time.monotonic()
         peak, seconds = 0, 0.0
-        while demo.poll() is None and time.monotonic() < began + 60 * MINUTES:
-            learner = _learner(demo.pid)
-            if learner is not None:
-                peak, seconds = max(peak, learner[0]), learner[1]
-            time.sleep(1)
-        demo.terminate()
-        said, _ = demo.communicate()
+        # Into a file: a pipe that nobody reads meanwhile holds up who writes.
+        with words.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as demo:
+            while demo.poll() is None and time.monotonic() < began + 60 * MINUTES:
+                learner = _learner(demo.pid)
+                if learner is not None:
+                    peak, seconds = max(peak, learner[0]), learner[1]
+                time.sleep(1)
+            demo.terminate()
         if not page.is_file():
+            said = words.read_text(encoding="utf-8", errors="replace")
             raise RuntimeError(f"the demo ({name}, seed {seed}) failed:\n{said}")
         found = json.loads(page.read_text(encoding="utf-8"))
     return {

@@ -15,8 +15,9 @@ from thumbwheel import config
 
 def made(variant: str, seed: int, after: float, outcomes: tuple[str, ...] = ("released",)) -> Run:
     return {
-        "variant": variant, "seed": seed, "outcomes": list(outcomes), "up_rate_before": 0.2, "up_rate_after": after,
-        "competence_change": 0.0, "kl_nats": 1.0, "minutes": 2.0, "learner_cpu_minutes": 3.0, "learner_peak_gib": 1.0,
+        "variant": variant, "seed": seed, "ratings": 100, "outcomes": list(outcomes), "up_rate_before": 0.2,
+        "up_rate_after": after, "competence_change": 0.0, "kl_nats": 1.0, "minutes": 2.0, "learner_cpu_minutes": 3.0,
+        "learner_peak_gib": 1.0,
     }  # fmt: skip
 
 
@@ -59,3 +60,12 @@ def test_each_run_is_kept_as_soon_as_it_is_over(tmp_path: Path, monkeypatch: pyt
     variants.main(study)
     assert ran == [("a", 1), ("b", 1), ("b", 1)]
     assert list(json.loads(file.read_text(encoding="utf-8"))["results"]["variants"]) == ["a", "b"]
+
+
+def test_quick_runs_are_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, file = Study("study", "words", {"a": ()}), tmp_path / "study.json"
+    monkeypatch.setattr(variants, "_run", lambda _, name, seed, ratings: made(name, seed, 0.5) | {"ratings": ratings})
+    for words in (["--quick"], []):
+        monkeypatch.setattr(sys, "argv", ["study", "--json", str(file), *words])
+        variants.main(study)
+    assert [run["ratings"] for run in read(file)] == [study.ratings]
