@@ -222,9 +222,8 @@ async def _lead(wheel: Wheel) -> NoReturn:
             raise
         except LearnerFrozen:
             continue  # what froze it is in the log; the mark is found above
-        except (
-            Exception
-        ) as error:  # The loop's boundary: whatever broke a cycle, the batch stays frozen and is retried.
+        # The loop's boundary: whatever broke a cycle, the batch stays frozen and is retried.
+        except Exception as error:
             failures += 1
             metrics.failures.inc()
             wait = min(BACKOFF, 2.0**failures)
