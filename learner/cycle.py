@@ -34,7 +34,8 @@ from learner.preferences import preferences, verdicts
 from learner.publish import Publisher
 from learner.raters import weigh
 from learner.reporter import Reporter, Story
-from learner.reward_model import RewardModel, fit
+from learner.reward_lora import RewardLora
+from learner.reward_model import RewardModel, fit, folds_of
 from learner.rollouts import Rollouts
 from learner.safety import Safety
 from learner.stages import Stages
@@ -110,6 +111,11 @@ class Wheel:
     """What the cycle under way has to tell."""
     stages: Stages = field(default_factory=Stages)
     """Where it is."""
+    reward_lora: RewardLora = field(init=False)
+    """What the cycle under way adds to its reward model."""
+
+    def __post_init__(self) -> None:
+        self.reward_lora = self._no_lora()
 
     async def turn(self) -> pb.CycleRecord:
         """Runs one cycle and commits it. Killed anywhere, the next call takes the same batch again.
@@ -164,6 +170,7 @@ class Wheel:
             await self.reporter.tell(record, self.story)
         # What people have said stays in memory no longer than it is needed.
         self.story = Story()
+        self.reward_lora = self._no_lora()
         self.policy.forget()
         return record
 
@@ -260,9 +267,13 @@ class Wheel:
             reason = f"the reward model's held-out AUC is {quality.floor_value:.2f}, the floor {floor:.2f}"
             return Outcome("reward_model_below_floor", (reason,), None, measured)
 
+        direct = self.settings.algorithm in ("dpo", "kto")
+        if not direct:
+            measured |= await self._tune(batch, train, reward_model, features)
+
         self.stages.enter("training")
         try:
-            if self.settings.algorithm in ("dpo", "kto"):
+            if direct:
                 stages, trained = await self._learn_directly(batch, train, fresh)
             else:
                 stages, trained = await self._optimise(batch, train, fresh, reward_model, features)
@@ -334,6 +345,26 @@ class Wheel:
                     fresh |= {answer.key for answer in data.answers[before:]}
         return data, frozenset(fresh)
 
+    def _no_lora(self) -> RewardLora:
+        return RewardLora(self.policy, self.settings.ppo.tokens_per_microbatch)
+
+    async def _tune(
+        self, batch: pb.BatchManifest, train: Dataset, reward_model: RewardModel, features: NDArray[np.float64]
+    ) -> dict[str, float]:
+        """Lets LoRA learn what the head does not know, where votes are many; figures of what that brought."""
+        settings = self.settings.reward_model
+        # Not the one of a try that broke off.
+        self.reward_lora = self._no_lora()
+        if not 0 < settings.lora_votes <= train.votes:
+            return {}
+        logits = reward_model.logit_unseen(features, folds_of(train, settings.folds))
+        folder = self._folder(await self.registry.get(batch.parent))
+        gain = await asyncio.to_thread(self.reward_lora.learn, train, logits, folder, batch.seed, self.tick)
+        metrics.reward_lora_gain.set(gain.mean)
+        figures = {"reward_lora_gain": gain.mean, "reward_lora_gain_error": gain.error}
+        log.info("reward_lora", extra={"cycle": batch.cycle_id, "pays": gain.pays} | figures)
+        return figures | {"reward_lora_pays": float(gain.pays)}
+
     async def _optimise(
         self,
         batch: pb.BatchManifest,
@@ -352,7 +383,7 @@ class Wheel:
         price = parent.metrics.get("ppo_kl_price", 0.0)
         trainer = Trainer(self.policy, settings, batch.seed, anchor, kl_price=price, critic=not self._grouped)
         recent = await self._recent_versions(parent)
-        samples = _rated_samples(train, fresh, recent, reward_model.probability(features), settings)
+        samples = await asyncio.to_thread(self._rated_samples, train, fresh, recent, reward_model, features)
         if self._grouped:
             samples = [sample for group in groups(samples) for sample in group]
         stats: dict[str, float] = {}
@@ -363,7 +394,7 @@ class Wheel:
         # Answers to learn from or not, their prompts are what people ask; only edits, which repeat one, have no length.
         prompts = [answer for answer in train.answers if answer.max_tokens and not self._held_out(answer)]
         for number in range(1, settings.fresh_iterations + 1):
-            stages.append(await self.publisher.stage(self.policy, batch, len(stages), {"iteration": number - 1}))
+            stages.append(await self.publisher.stage(self._save, batch, len(stages), {"iteration": number - 1}))
             samples = await self._sample(stages[-1].name, prompts, reward_model, batch.seed + 1000 * number)
             rollout = await self._look_back(trainer, samples, reward_model)
             if rollout.kl >= settings.kl_budget:
@@ -374,16 +405,52 @@ class Wheel:
             stats = await self._update(trainer, rollout, samples, batch, number)
         else:
             stages.append(
-                await self.publisher.stage(self.policy, batch, len(stages), {"iteration": settings.fresh_iterations})
+                await self.publisher.stage(self._save, batch, len(stages), {"iteration": settings.fresh_iterations})
             )
         return stages, {f"ppo_{name}": value for name, value in stats.items()}
+
+    def _rated_samples(
+        self,
+        train: Dataset,
+        fresh: frozenset[str],
+        recent: frozenset[str],
+        reward_model: RewardModel,
+        features: NDArray[np.float64],
+    ) -> list[Sample]:
+        """The batch's answers that the policy can learn from, each rewarded by its own votes and the reward model."""
+        settings = self.settings.ppo
+        usable = {
+            index: vote
+            for index, vote in train.own_votes().items()
+            if (answer := train.answers[index]).trainable
+            and len(answer.answer_ids) <= settings.max_answer_tokens
+            and answer.key in fresh
+            and answer.version in recent
+        }
+        rows = list(usable)
+        answers = [train.answers[index] for index in rows]
+        lift = self.reward_lora.lift([(answer.prompt_ids, answer.answer_ids) for answer in answers])
+        probability = reward_model.probability(features[rows], lift)
+        samples = []
+        for answer, (vote, weight), likely in zip(answers, usable.values(), probability.tolist(), strict=True):
+            share = settings.vote_weight * weight
+            reward = share * vote + (1 - share) * (2 * likely - 1)
+            samples.append(Sample(answer.prompt_ids, answer.answer_ids, answer.behaviour_logp, answer.version, reward))
+        return samples
 
     async def _start_from(self, name: str) -> pb.VersionRecord:
         """Puts the policy where a version stands."""
         parent = await self.registry.get(name)
-        folder = self.publisher.root / parent.path if parent.path else None
-        await asyncio.to_thread(self.policy.load_adapter, folder)
+        await asyncio.to_thread(self.policy.load_adapter, self._folder(parent))
         return parent
+
+    def _folder(self, version: pb.VersionRecord) -> Path | None:
+        """None for the base."""
+        return self.publisher.root / version.path if version.path else None
+
+    def _save(self, folder: Path) -> None:
+        self.policy.save_adapter(folder)
+        self.reward_lora.save(folder)
 
     async def _learn_directly(
         self, batch: pb.BatchManifest, train: Dataset, fresh: frozenset[str]
@@ -415,7 +482,7 @@ class Wheel:
             )  # fmt: skip
             for number, folder in enumerate(epochs):
                 await asyncio.to_thread(self.policy.load_adapter, folder)
-                stages.append(await self.publisher.stage(self.policy, batch, number, {"epoch": number}))
+                stages.append(await self.publisher.stage(self._save, batch, number, {"epoch": number}))
         return stages, {f"direct_{name}": value for name, value in stats.items()}
 
     async def _recent_versions(self, parent: pb.VersionRecord) -> frozenset[str]:
@@ -474,27 +541,9 @@ class Wheel:
         )
         pairs = [(chosen[rollout.prompt].prompt_ids, rollout.token_ids) for rollout in rollouts]
         features = await asyncio.to_thread(self.policy.features, pairs)
-        rewards = 2 * reward_model.cautious(features, self.settings.reward_model.caution) - 1
+        lift = await asyncio.to_thread(self.reward_lora.lift, pairs)
+        rewards = 2 * reward_model.cautious(features, self.settings.reward_model.caution, lift) - 1
         return [
             Sample(prompt, rollout.token_ids, rollout.logp, version, float(reward))
             for (prompt, _), rollout, reward in zip(pairs, rollouts, rewards, strict=True)
         ]
-
-
-def _rated_samples(
-    train: Dataset,
-    fresh: frozenset[str],
-    recent: frozenset[str],
-    probability: NDArray[np.float64],
-    settings: config.Ppo,
-) -> list[Sample]:
-    """The batch's answers that the policy can learn from, each rewarded by its own votes and the reward model."""
-    samples = []
-    for index, (vote, weight) in train.own_votes().items():
-        answer = train.answers[index]
-        usable = answer.trainable and len(answer.answer_ids) <= settings.max_answer_tokens
-        if usable and answer.key in fresh and answer.version in recent:
-            share = settings.vote_weight * weight
-            reward = share * vote + (1 - share) * (2 * float(probability[index]) - 1)
-            samples.append(Sample(answer.prompt_ids, answer.answer_ids, answer.behaviour_logp, answer.version, reward))
-    return samples

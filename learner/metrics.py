@@ -39,6 +39,10 @@ _auc_later = Gauge(
     "thumbwheel_learner_reward_model_auc_later", "AUC on the latest votes of a model that was fitted on those before."
 )
 _ece = Gauge("thumbwheel_learner_reward_model_ece", "Expected calibration error on unseen conversations.")
+reward_lora_gain = Gauge(
+    "thumbwheel_learner_reward_lora_gain_nats",
+    "How much lower the log loss of an unseen vote was with LoRA on the reward model, last time that it learned.",
+)
 _ppo = {
     name: Gauge(f"thumbwheel_learner_{metric}", text)
     for name, metric, text in (

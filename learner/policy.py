@@ -18,6 +18,7 @@ of a batch begin with (a system prompt, the template) passes through the upper l
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 from collections import OrderedDict
@@ -35,13 +36,13 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learner import ppo_math
+from learner import adapter, ppo_math
 from learner.layers import TokenLogp, run, stack
 from thumbwheel import config
 from thumbwheel.errors import AdapterRefused, SetupError
 
-TARGETS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
-"""The linear layers that carry LoRA."""
+POLICY = "default"
+"""The name of the policy's own adapter; PEFT's, so that its files are as everybody's."""
 VALUE_HEAD = Path("training") / "value_head.safetensors"
 
 _MEMO_BYTES = 512 << 20  # activations below the adapter that are kept
@@ -145,7 +146,7 @@ class Policy:
         self._lora, self._seed = lora, seed
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self._model = _with_adapter(base, lora, range(self.boundary, layers)).to(self.device).eval()
+            self._model = adapter.put_on(base, lora, range(self.boundary, layers)).to(self.device).eval()
         decoder = base.model
         self._lower = stack(decoder, 0, self.boundary, nn.Identity())
         self._upper = stack(decoder, self.boundary, layers, decoder.norm)
@@ -173,11 +174,11 @@ class Policy:
         Raises:
             AdapterRefused: it was made for another base or another shape of adapter, or is not finite.
         """
-        fresh = _fresh(self._adapter(), self._seed)
+        fresh = adapter.fresh(self._adapter(), self._seed)
         value = {name: torch.zeros_like(tensor) for name, tensor in self.value_head.state_dict().items()}
         if folder is None:
-            _copy(fresh, self._adapter())
-            _copy(value, self.value_head.state_dict())
+            adapter.copy(fresh, self._adapter())
+            adapter.copy(value, self.value_head.state_dict())
             return
         settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         mine = self._adapter_config()
@@ -188,26 +189,43 @@ class Policy:
         tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
         if (folder / VALUE_HEAD).is_file():
             value = safetensors.torch.load_file(folder / VALUE_HEAD)
-        _check(folder.name, tensors, self._adapter())
-        _check(folder.name, value, self.value_head.state_dict())
-        _copy(tensors, self._adapter())
-        _copy(value, self.value_head.state_dict())
+        adapter.check(folder.name, tensors, self._adapter())
+        adapter.check(folder.name, value, self.value_head.state_dict())
+        adapter.copy(tensors, self._adapter())
+        adapter.copy(value, self.value_head.state_dict())
 
     def save_adapter(self, folder: Path) -> None:
         """Writes the adapter as PEFT lays it out, and the value head below ``training/``. Same weights, same bytes."""
         (folder / VALUE_HEAD).parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(_on_cpu(self._adapter()), folder / "adapter_model.safetensors", {"format": "pt"})
-        safetensors.torch.save_file(_on_cpu(self.value_head.state_dict()), folder / VALUE_HEAD, {"format": "pt"})
+        safetensors.torch.save_file(
+            adapter.on_cpu(self._adapter()), folder / "adapter_model.safetensors", {"format": "pt"}
+        )
+        safetensors.torch.save_file(adapter.on_cpu(self.value_head.state_dict()), folder / VALUE_HEAD, {"format": "pt"})
         text = json.dumps(self._adapter_config(), indent=2, sort_keys=True)
         (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
 
-    def _adapter(self) -> dict[str, Tensor]:
-        """The adapter's tensors under the names of a PEFT file; they share memory with the model's."""
-        state = cast(dict[str, Tensor], peft.get_peft_model_state_dict(self._model))
+    @contextlib.contextmanager
+    def wearing(self, name: str) -> Iterator[dict[str, Tensor]]:
+        """Another adapter of the same shape in the place of the policy's, which is as it was afterwards.
+
+        Made when it is first asked for. Yields its tensors, which share its memory; `adapter_parameters` are its own.
+        """
+        if name not in self._model.peft_config:
+            with torch.random.fork_rng():
+                self._model.add_adapter(name, copy.deepcopy(self._model.peft_config[POLICY]))
+        self._model.set_adapter(name)
+        try:
+            yield self._adapter(name)
+        finally:
+            self._model.set_adapter(POLICY)
+
+    def _adapter(self, name: str = POLICY) -> dict[str, Tensor]:
+        """An adapter's tensors under the names of a PEFT file; they share memory with the model's."""
+        state = cast(dict[str, Tensor], peft.get_peft_model_state_dict(self._model, adapter_name=name))
         return {name: state[name].detach() for name in sorted(state)}
 
     def _adapter_config(self) -> dict[str, Any]:
-        settings: dict[str, Any] = self._model.peft_config["default"].to_dict()
+        settings: dict[str, Any] = self._model.peft_config[POLICY].to_dict()
         plain = {key: value for key, value in settings.items() if value is None or isinstance(value, str | int | float)}
         return plain | {
             "base_model_name_or_path": None,  # a path of this machine means nothing elsewhere
@@ -341,52 +359,3 @@ def _shared(pairs: Sequence[Answer]) -> int:
     prompts = [prompt[:-1] for prompt, _ in pairs]
     low, high = min(prompts), max(prompts)  # in lexical order everything between them begins as both do
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-
-
-def _with_adapter(base: Any, lora: config.Lora, layers: range) -> Any:
-    try:
-        return peft.get_peft_model(
-            base,
-            peft.LoraConfig(
-                r=lora.rank,
-                lora_alpha=lora.alpha,
-                target_modules=list(TARGETS),
-                layers_to_transform=list(layers),
-                layers_pattern="layers",
-                task_type=peft.TaskType.CAUSAL_LM,
-            ),
-        )
-    except ValueError as error:
-        raise SetupError(f"{type(base).__name__} has no layers named {', '.join(TARGETS)} to adapt: {error}") from error
-
-
-def _fresh(adapter: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """A as PEFT draws it (Kaiming uniform, a = sqrt 5), B zero: the policy is the base."""
-    generator = torch.Generator().manual_seed(seed)
-    fresh = {}
-    for name, tensor in adapter.items():
-        bound = tensor.shape[1] ** -0.5 if ".lora_A." in name else 0.0
-        fresh[name] = (torch.rand(tensor.shape, generator=generator) * 2 - 1) * bound
-    return fresh
-
-
-def _check(version: str, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    if given.keys() != wanted.keys():
-        odd = sorted(given.keys() ^ wanted.keys())[0]
-        raise AdapterRefused("keys", f"{version}: {odd} is missing or does not belong there")
-    for name, tensor in given.items():
-        if tensor.shape != wanted[name].shape:
-            raise AdapterRefused(
-                "shape", f"{version}: {name} is {tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"
-            )
-        if not torch.isfinite(tensor).all():
-            raise AdapterRefused("not_finite", f"{version}: {name} is not finite")
-
-
-def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-    for name, tensor in target.items():
-        tensor.copy_(source[name])
-
-
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensors[name].detach().float().cpu().contiguous() for name in sorted(tensors)}

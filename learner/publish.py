@@ -7,12 +7,11 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learner.policy import Policy
 from thumbwheel import artifacts, tracing
 from thumbwheel.errors import Conflict
 from thumbwheel.registry import Registry
@@ -30,16 +29,16 @@ class Publisher:
     base_digest: str
 
     async def stage(
-        self, policy: Policy, batch: pb.BatchManifest, iteration: int, facts: Mapping[str, Any]
+        self, save: Callable[[Path], None], batch: pb.BatchManifest, iteration: int, facts: Mapping[str, Any]
     ) -> pb.VersionRecord:
-        """Publishes the policy's weights as they are, for the learner's own rollouts.
+        """Publishes what `save` writes into a folder, for the learner's own rollouts.
 
         The name carries the digest of the weights: a learner that is killed and repeats the cycle makes the same
         weights under the same name, and never other weights under a used one.
         """
         with tempfile.TemporaryDirectory(prefix="thumbwheel-") as scratch:
             folder = Path(scratch)
-            await asyncio.to_thread(policy.save_adapter, folder)
+            await asyncio.to_thread(save, folder)
             weights = (folder / "adapter_model.safetensors").read_bytes()
             name = f"{batch.cycle_id.replace('cycle-', 'v')}.{iteration}-{hashlib.sha256(weights).hexdigest()[:6]}"
             manifest = {

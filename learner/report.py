@@ -202,7 +202,8 @@ def _reward_model(facts: Facts) -> str:
         charts.append(bars("What words bring to an answer's logit (answers they are in)", points, "+.2f"))
     about = (
         "Predictions are of models that had not seen the conversation. An answer's logit is the sum of what its words "
-        "bring, its form (length, whether it ended by itself) and a constant, so the figures are exact."
+        "bring, its form (length, whether it ended by itself) and a constant, so the figures are exact; what LoRA "
+        "knows, where it pays, comes on top."
     )
     return f'<h2>Reward model</h2><p>{about}</p><div class="charts">{"".join(charts)}</div>'
 

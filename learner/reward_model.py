@@ -15,7 +15,8 @@ Legend: N answers, D features (the last FORM of them the answer's form), x (N, D
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -55,17 +56,32 @@ class RewardModel:
     bias: float
     slope: float = 1.0
     offset: float = 0.0
-    members: tuple[RewardModel, ...] = ()
-    """Fitted without one fold each."""
+    members: Mapping[int, RewardModel] = field(default_factory=dict)
+    """By fold: fitted without it."""
 
     def score(self, features: Features) -> Floats:
         """(N, D) -> (N,) uncalibrated logits."""
         scores: Floats = (features - self.mean) / self.std @ self.weight + self.bias
         return scores
 
-    def probability(self, features: Features) -> Floats:
-        """(N, D) -> (N,) calibrated probabilities."""
-        calibrated: Floats = expit(self.slope * self.score(features) + self.offset)
+    def logit(self, features: Features) -> Floats:
+        """(N, D) -> (N,) calibrated."""
+        return self.slope * self.score(features) + self.offset
+
+    def logit_unseen(self, features: Features, folds: NDArray[np.int64]) -> Floats:
+        """(N, D), (N,) -> (N,) the same of the members: each answer's by the one that saw none of its fold."""
+        scores = np.zeros(len(features))
+        for number, member in self.members.items():
+            scores[folds == number] = member.score(features[folds == number])
+        return self.slope * scores + self.offset
+
+    def probability(self, features: Features, lift: Floats | float = 0.0) -> Floats:
+        """(N, D) -> (N,) calibrated probabilities.
+
+        Args:
+            lift: (N,) what is known beside the features, in logits (see reward_lora.py).
+        """
+        calibrated: Floats = expit(self.logit(features) + lift)
         return calibrated
 
     def doubt(self, features: Features) -> Floats:
@@ -73,14 +89,13 @@ class RewardModel:
         members = len(self.members)
         if members < 2:
             return np.zeros(len(features))
-        logits = self.slope * np.stack([member.score(features) for member in self.members])  # (K, N)
+        logits = self.slope * np.stack([member.score(features) for member in self.members.values()])  # (K, N)
         error: Floats = np.sqrt((members - 1) * logits.var(0))
         return error
 
-    def cautious(self, features: Features, caution: float) -> Floats:
-        """(N, D) -> (N,) probabilities, `caution` standard errors below the likeliest."""
-        logits = self.slope * self.score(features) + self.offset
-        lowered: Floats = expit(logits - caution * self.doubt(features))
+    def cautious(self, features: Features, caution: float, lift: Floats | float = 0.0) -> Floats:
+        """(N, D) -> (N,) probabilities, `caution` standard errors below the likeliest; `lift` as in `probability`."""
+        lowered: Floats = expit(self.logit(features) + lift - caution * self.doubt(features))
         return lowered
 
     def evidence(self, tokens: Features) -> Floats:
@@ -120,8 +135,8 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True)
-class _Targets:
-    """A data set as arrays. Labels: rows, values, weights (L,); pairs: better, worse, weights (P,)."""
+class Targets:
+    """A data set's votes as arrays. Labels: rows, values, weights (L,); pairs: better, worse, weights (P,)."""
 
     rows: NDArray[np.int64]
     values: Floats
@@ -129,6 +144,31 @@ class _Targets:
     better: NDArray[np.int64]
     worse: NDArray[np.int64]
     pair_weights: Floats
+
+    @classmethod
+    def of(cls, data: Dataset) -> Targets:
+        return cls(
+            np.array([label.answer for label in data.labels], dtype=np.int64),
+            np.array([label.value for label in data.labels], dtype=np.float64),
+            np.array([data.weight(label.rater) for label in data.labels], dtype=np.float64),
+            np.array([pair.better for pair in data.pairs], dtype=np.int64),
+            np.array([pair.worse for pair in data.pairs], dtype=np.int64),
+            np.array([data.weight(pair.rater) * pair.share for pair in data.pairs], dtype=np.float64),
+        )
+
+    def on(self, keep: NDArray[np.bool_]) -> Targets:
+        """The votes on the answers in `keep` (N,)."""
+        labels, pairs = keep[self.rows], keep[self.better]
+        return Targets(
+            self.rows[labels], self.values[labels], self.weights[labels],
+            self.better[pairs], self.worse[pairs], self.pair_weights[pairs],
+        )  # fmt: skip
+
+    def losses(self, logits: Floats) -> Floats:
+        """(N,) -> (L + P,) weighted log loss of each vote, nats."""
+        zl, zp = logits[self.rows], logits[self.better] - logits[self.worse]
+        said = self.values * log_expit(zl) + (1 - self.values) * log_expit(-zl)
+        return np.concatenate([-self.weights * said, -self.pair_weights * log_expit(zp)])
 
 
 def fit(data: Dataset, features: Features, settings: config.RewardModel) -> tuple[RewardModel, Quality]:
@@ -143,10 +183,10 @@ def fit(data: Dataset, features: Features, settings: config.RewardModel) -> tupl
     """
     if not data.votes:
         raise ValueError("no votes to fit a reward model on")
-    targets = _targets(data)
-    folds = np.array([fold(answer.conversation, settings.folds) for answer in data.answers])
+    targets = Targets.of(data)
+    folds = folds_of(data, settings.folds)
     tried = [(penalty, *_out_of_fold(features, targets, folds, penalty)) for penalty in PENALTIES]
-    penalty, held_out, members = min(tried, key=lambda one: _loss(one[1], targets))
+    penalty, held_out, members = min(tried, key=lambda one: targets.losses(one[1]).sum())
     slope, offset = _platt(held_out, targets)
     model = replace(_fit(features, targets, penalty), slope=slope, offset=offset, members=members)
     return model, _quality(held_out, slope, offset, targets, _auc_later(data, features, penalty))
@@ -166,37 +206,22 @@ def _auc_later(data: Dataset, features: Features, penalty: float) -> float:
     earlier = replace(rest, labels=[label for label in rest.labels if label.at <= since])
     if not earlier.votes:
         return float("nan")
-    targets = _targets(replace(data, labels=later, pairs=[]))
+    targets = Targets.of(replace(data, labels=later, pairs=[]))
     scores = fit_head(earlier, features, penalty).score(features[targets.rows])
     return auc(scores, targets.values > 0.5, targets.weights)
 
 
+def folds_of(data: Dataset, folds: int) -> NDArray[np.int64]:
+    """(N,) the fold of each answer."""
+    return np.array([fold(answer.conversation, folds) for answer in data.answers], dtype=np.int64)
+
+
 def fit_head(data: Dataset, features: Features, penalty: float) -> RewardModel:
     """The head alone, at a given penalty and as yet uncalibrated. `data` must have votes."""
-    return _fit(features, _targets(data), penalty)
+    return _fit(features, Targets.of(data), penalty)
 
 
-def _targets(data: Dataset) -> _Targets:
-    return _Targets(
-        np.array([label.answer for label in data.labels], dtype=np.int64),
-        np.array([label.value for label in data.labels], dtype=np.float64),
-        np.array([data.weight(label.rater) for label in data.labels], dtype=np.float64),
-        np.array([pair.better for pair in data.pairs], dtype=np.int64),
-        np.array([pair.worse for pair in data.pairs], dtype=np.int64),
-        np.array([data.weight(pair.rater) * pair.share for pair in data.pairs], dtype=np.float64),
-    )
-
-
-def _subset(targets: _Targets, keep: NDArray[np.bool_]) -> _Targets:
-    """The votes on the answers in `keep` (N,)."""
-    labels, pairs = keep[targets.rows], keep[targets.better]
-    return _Targets(
-        targets.rows[labels], targets.values[labels], targets.weights[labels],
-        targets.better[pairs], targets.worse[pairs], targets.pair_weights[pairs],
-    )  # fmt: skip
-
-
-def _fit(features: Features, targets: _Targets, penalty: float) -> RewardModel:
+def _fit(features: Features, targets: Targets, penalty: float) -> RewardModel:
     used = np.unique(np.concatenate([targets.rows, targets.better, targets.worse]))
     mean, std = features[used].mean(0), features[used].std(0) + 1e-6
     std[-FORM:] /= FORM_SCALE
@@ -220,26 +245,20 @@ def _fit(features: Features, targets: _Targets, penalty: float) -> RewardModel:
 
 
 def _out_of_fold(
-    features: Features, targets: _Targets, folds: NDArray[np.int64], penalty: float
-) -> tuple[Floats, tuple[RewardModel, ...]]:
+    features: Features, targets: Targets, folds: NDArray[np.int64], penalty: float
+) -> tuple[Floats, dict[int, RewardModel]]:
     """(N,) scores, each by a model that saw no answer of that conversation's fold; and these models."""
-    scores, members = np.zeros(len(features)), []
+    scores, members = np.zeros(len(features)), {}
     for number in np.unique(folds):
         inside = folds == number
-        rest = _subset(targets, ~inside)
+        rest = targets.on(~inside)
         if len(rest.rows) + len(rest.better):
-            members.append(_fit(features, rest, penalty))
-            scores[inside] = members[-1].score(features[inside])
-    return scores, tuple(members)
+            members[int(number)] = _fit(features, rest, penalty)
+            scores[inside] = members[int(number)].score(features[inside])
+    return scores, members
 
 
-def _loss(scores: Floats, targets: _Targets) -> float:
-    zl, zp = scores[targets.rows], scores[targets.better] - scores[targets.worse]
-    loss = -targets.weights @ (targets.values * log_expit(zl) + (1 - targets.values) * log_expit(-zl))
-    return float(loss - targets.pair_weights @ log_expit(zp))
-
-
-def _platt(scores: Floats, targets: _Targets) -> tuple[float, float]:
+def _platt(scores: Floats, targets: Targets) -> tuple[float, float]:
     """Slope and offset that make expit(slope z + offset) a probability; Platt's smoothed targets."""
     if len(np.unique(targets.values > 0.5)) < 2:
         return 1.0, 0.0
@@ -260,7 +279,7 @@ def _platt(scores: Floats, targets: _Targets) -> tuple[float, float]:
     return float(slope), float(offset)
 
 
-def _quality(scores: Floats, slope: float, offset: float, targets: _Targets, auc_later: float) -> Quality:
+def _quality(scores: Floats, slope: float, offset: float, targets: Targets, auc_later: float) -> Quality:
     z = scores[targets.rows]
     pairs = scores[targets.better] - scores[targets.worse]
     probabilities = expit(slope * z + offset)

@@ -168,6 +168,10 @@ class RewardModel(Section):
     """Folds, by conversation, in which it is measured and calibrated."""
     caution: Annotated[float, Field(ge=0)] = 0.5
     """Standard errors of a fresh answer's score by which its reward is lowered: what nobody has judged pays less."""
+    lora_votes: Annotated[int, Field(ge=0)] = 2000
+    """Votes from which LoRA on the reward model is tried; used where unseen votes say that it pays. 0: never.
+
+    At 1,000 it did not yet: AUC .927 without and .929 with it, where a number in the answer was liked."""
 
 
 class Raters(Section):

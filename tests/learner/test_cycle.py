@@ -24,6 +24,7 @@ from learner.policy import Policy, Sample
 from learner.ppo import Rollout, Trainer
 from learner.publish import Publisher
 from learner.reporter import Reporter
+from learner.reward_lora import FILE, Gain, RewardLora
 from learner.rollouts import Sampled
 from learner.safety import Safety
 from thumbwheel import artifacts
@@ -50,6 +51,11 @@ SETTINGS = (
 
 def names(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir()]
+
+
+def files(folder: Path) -> set[str]:
+    """Names of those below it."""
+    return {entry.name for entry in folder.rglob("*")}
 
 
 class MadeUp:
@@ -217,6 +223,63 @@ async def test_votes_from_elsewhere_are_enough_to_learn_from(
     assert {sample.version[:5] for sample in seen} == {"v1.0-"}
     assert {sample.prompt_ids[0] for sample in seen} == {1}
     assert await bench.wheel.stream.waiting() == 0
+
+
+async def test_lora_learns_beside_the_head_and_is_handed_on(
+    make: Callable[..., Awaitable[Bench]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Path | None] = []
+    learn = RewardLora.learn
+
+    def spy(self: RewardLora, data: Any, logits: Any, parent: Path | None, *rest: Any) -> Gain:
+        begun.append(parent)
+        found = learn(self, data, logits, parent, *rest)
+        self.gain = Gain(1.0, 0.5)  # what people like here is chance
+        return found
+
+    monkeypatch.setattr(RewardLora, "learn", spy)
+    bench = await make("learner.reward_model.lora_votes=40")
+    await bench.votes(60)
+    first = await bench.wheel.turn()
+    assert first.outcome == "released", first.reasons
+    assert {"reward_lora_gain", "reward_lora_gain_error", "reward_lora_pays"} < first.metrics.keys()
+    folder = tmp_path / (await bench.wheel.registry.live()).path
+    assert (folder / FILE).is_file()
+    await bench.votes(60, first=60)
+    await bench.wheel.turn()
+    assert begun == [None, folder]
+
+
+async def test_the_policy_is_paid_for_what_lora_knows(
+    make: Callable[..., Awaitable[Bench]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewards: list[list[float]] = []
+    look_back = Trainer.look_back
+
+    def spy(self: Trainer, samples: Sequence[Sample], *rest: Any) -> Rollout:
+        rewards.append([sample.reward for sample in samples if sample.reward])
+        return look_back(self, samples, *rest)
+
+    monkeypatch.setattr(Trainer, "look_back", spy)
+    monkeypatch.setattr(RewardLora, "lift", lambda self, pairs: np.full(len(pairs), 20.0))
+    bench = await make()
+    await bench.votes(60)
+    await bench.wheel.turn()
+    rated, fresh = rewards[:2]
+    assert min(rated) > -0.01, "half of it is a person's own vote"
+    assert min(fresh) > 0.99
+
+
+@pytest.mark.parametrize("least", [0, 1000])
+async def test_below_its_votes_lora_is_not_tried(
+    make: Callable[..., Awaitable[Bench]], tmp_path: Path, least: int
+) -> None:
+    bench = await make(f"learner.reward_model.lora_votes={least}")
+    await bench.votes(60)
+    record = await bench.wheel.turn()
+    assert record.outcome == "released", record.reasons
+    assert "reward_lora_gain" not in record.metrics
+    assert FILE.name not in files(tmp_path)
 
 
 async def test_too_few_votes_end_the_cycle_and_say_so(make: Callable[..., Awaitable[Bench]]) -> None:

@@ -42,7 +42,7 @@ async def folder(policy: Policy, redis_url: str, tmp_path: Path) -> Path:
     store = await Store.open(redis_url, "test")
     publisher = Publisher(Registry(store), tmp_path / "versions", "digest")
     batch = pb.BatchManifest(cycle_id="cycle-1", parent="base")
-    record = await publisher.stage(policy, batch, 0, {})
+    record = await publisher.stage(policy.save_adapter, batch, 0, {})
     await store.close()
     return publisher.root / record.path
 
