@@ -177,6 +177,19 @@ def node_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+async def test_the_documents_javascript_example_works(server: Any, node_client: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "openai.md").read_text(encoding="utf-8")
+    example = re.search(r"```js\n(.*?)```", text, flags=re.DOTALL)
+    assert example is not None
+    program = node_client / "example.mjs"
+    program.write_text(example.group(1).replace("127.0.0.1:8080", server.addresses.web), encoding="utf-8")
+    process = await asyncio.create_subprocess_exec("node", str(program), stderr=asyncio.subprocess.PIPE)
+    _, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    [vote] = (await server.feedback.ListVotes(feedback_pb2.ListVotesRequest())).votes
+    assert vote.event.thumb == record_pb2.THUMB_UP
+
+
 async def test_node_chats_streams_lists_and_hears_errors(server: Any, node_client: Path) -> None:
     address = f"http://{server.addresses.web}/v1"
     process = await asyncio.create_subprocess_exec(

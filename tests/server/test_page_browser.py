@@ -22,12 +22,16 @@ from tests.server.web import ask, complete, rate, web
 from thumbwheel import pulse
 from thumbwheel.config import Config
 from thumbwheel.credentials import Credentials
+from thumbwheel.lease import Lease
 from thumbwheel.pulse import Pulse
+from thumbwheel.registry import Registry
 from thumbwheel.store import Store
+from thumbwheel.vote_stream import VoteStream
 from thumbwheel_client.v1 import feedback_pb2, record_pb2
 from thumbwheel_client.v1.record_pb2 import SCOPE_CHAT, SCOPE_RATE
 
 playwright = pytest.importorskip("playwright.async_api", reason="needs the package playwright")
+axe = pytest.importorskip("axe_playwright_python.async_playwright", reason="needs the package axe-playwright-python")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 expect = playwright.expect
@@ -84,6 +88,16 @@ class Screen:
 
     def button(self, name: str) -> Any:
         return self.page.get_by_role("button", name=name, exact=True).last
+
+    async def barriers(self) -> list[str]:
+        """What axe calls serious or critical on the page as it is now, with the elements."""
+        found = (await axe.Axe().run(self.page)).response["violations"]
+        return [
+            f"{each['id']}: {node['html']}"
+            for each in found
+            if each["impact"] in ("serious", "critical")
+            for node in each["nodes"]
+        ]
 
     async def picture(self, name: str) -> None:
         if PICTURES:
@@ -360,12 +374,106 @@ async def test_the_wheel_turns_and_operators_move_it(
         await said(client, 40, lambda place: place % 5 != 3)
         await expect(page.locator("#wheel-live")).to_contain_text("80 % good of 40")
         await expect(page.get_by_role("img", name="v1.5-6abc34 80 % of 40")).to_be_visible()
-        await page.set_viewport_size({"width": 1000, "height": 1240})
-        await page.evaluate("scrollTo(0, 0)")
-        await screen.picture("wheel")
         await screen.button("Roll back v1.5-6abc34").click()
         await screen.button("Roll back").click()
         await expect(page.locator("#wheel-live .big")).to_have_text("base")
+
+
+async def commit(config: Config, cycle: record_pb2.CycleRecord, release: str | None) -> None:
+    """Ends a cycle over all votes that wait, as the learner does."""
+    store = await Store.open(config.redis.url, config.redis.namespace)
+    lease = Lease(store, "learner", 60)
+    assert await lease.acquire()
+    registry, votes = Registry(store), VoteStream(store)
+    name, live = f"cycle-{await registry.committed() + 1}", await registry.live()
+    ended = record_pb2.CycleRecord(batch=await votes.freeze(lease, name, live.name, 1, 1000))
+    ended.MergeFrom(cycle)
+    await registry.commit_cycle(lease, ended, release)
+    await lease.release()
+    await store.close()
+
+
+RELEASED = record_pb2.CycleRecord(
+    outcome="released",
+    version="v1.5-6abc34",
+    reasons=["win rate 71 % of 32"],
+    metrics={
+        "reward_model_auc": 0.684, "kl_nats_per_sequence": 1.8, "win_rate": 0.71, "competence": 0.583, "seconds": 484,
+        "votes": 12, "entropy": float("nan"),
+    },
+)  # fmt: skip
+
+
+async def test_cycles_that_were_committed_are_the_last_cycles(
+    settings: Callable[..., Config], run_server: Any, publish: Publish, browser: Any, engine: ScriptedEngine
+) -> None:
+    config = settings()
+    async with run_server(config, engine) as server, web(server) as client, opened(browser, server) as screen:
+        page = screen.page
+        await page.get_by_role("link", name="The wheel").click()
+        cycles = page.locator("#wheel-cycles li")
+        await expect(cycles).to_have_text(["None yet."])
+        await said(client, 12, lambda place: place % 3 == 0)
+        await publish(config, "v1.5-6abc34")
+        await commit(config, RELEASED, "v1.5-6abc34")
+        await expect(cycles).to_have_count(1)
+        await expect(cycles.locator(".title")).to_have_text("cycle-1 → v1.5-6abc34released")
+        await expect(cycles).to_contain_text("12 votes on base · ")
+        await expect(cycles).to_contain_text("AUC 0.68 · KL 1.80 · win rate 71 % · competence 58 % · took 8 minutes")
+        await expect(cycles.locator(".note")).to_have_text("win rate 71 % of 32")
+        await expect(page.locator("#wheel-live .big")).to_have_text("v1.5-6abc34")
+        await said(client, 3, lambda place: True)
+        below = record_pb2.CycleRecord(outcome="reward_model_below_floor", reasons=["AUC 0.48 is below 0.55"])
+        await commit(config, below, None)
+        await expect(cycles).to_have_count(2)
+        await expect(cycles.first.locator(".title")).to_have_text("cycle-2reward model below floor")
+        await expect(cycles.first).to_contain_text("3 votes on v1.5-6abc34 · ")
+        await expect(cycles.first.locator(".note")).to_have_text("AUC 0.48 is below 0.55")
+        await expect(page.locator("#wheel-live .big")).to_have_text("v1.5-6abc34")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_no_barrier(
+    settings: Callable[..., Config],
+    run_server: Any,
+    publish: Publish,
+    browser: Any,
+    engine: ScriptedEngine,
+    scheme: str,
+) -> None:
+    config = settings()
+    await publish(config, "v1.5-6abc34")
+    dressed = {"color_scheme": scheme}
+    async with (
+        run_server(config, engine) as server,
+        web(server) as client,
+        opened(browser, server, **dressed) as screen,
+    ):
+        page = screen.page
+        assert await screen.barriers() == []
+        await screen.ask("Why does a wheel stay round?")
+        await screen.button("Bad answer").click()
+        await screen.button("4 stars").click()
+        await screen.button("Too long").click()
+        await screen.button("Correct").click()
+        await expect(page.get_by_label("What the answer should have been")).to_be_visible()
+        assert await screen.barriers() == []
+        await screen.button("Answer again").click()
+        await screen.button("Answer 2").click()
+        await expect(page.locator(".answer.picked")).to_be_visible()
+        assert await screen.barriers() == []
+        await said(client, 12, lambda place: place % 3 == 0)
+        await commit(config, RELEASED, "v1.5-6abc34")
+        await said(client, 6, lambda place: True)
+        await page.get_by_role("link", name="The wheel").click()
+        await expect(page.locator("#wheel-cycles .state")).to_have_text("released")
+        assert await screen.barriers() == []
+        await screen.button("Promote base").click()
+        await expect(page.get_by_role("dialog")).to_be_visible()
+        assert await screen.barriers() == []
+        # It finds one where there is one.
+        await page.evaluate("document.querySelector('#move-reason').labels[0].remove()")
+        assert any(found.startswith("label: ") for found in await screen.barriers())
 
 
 async def test_a_key_is_asked_for_kept_in_the_tab_and_opens_what_it_opens(
