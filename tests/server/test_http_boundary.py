@@ -106,7 +106,7 @@ async def test_an_answer_that_nobody_reads_ends_with_the_longest_deadline(
 ) -> None:
     unread, running = value("thumbwheel_unread_streams_total"), value("thumbwheel_running_calls")
     engine = ScriptedEngine(max_context=100_000, script=lambda *_: "x" * 6000)
-    async with run_server(settings(default_deadline=1, max_tokens=8000), engine) as server:
+    async with run_server(settings(default_deadline=3, max_tokens=8000), engine) as server:
         host, _, port = server.addresses.web.rpartition(":")
         caller = socket.socket()
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
