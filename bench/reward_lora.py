@@ -15,7 +15,6 @@ A gain is honest where `auc` rises with `pays`. Answers are kept in DATA_DIR/ben
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Sequence
@@ -116,7 +115,7 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, metavar="DIR", help="keeps the answers there; default: data/bench")
     parser.add_argument("--tastes", nargs="+", default=TASTES, metavar="NAME")
     parser.add_argument("--passes", type=int, default=PASSES)
-    asked: argparse.Namespace = parser.parse_args()
+    asked = parser.parse_args()
     console = figures.console()
     with tempfile.TemporaryDirectory(prefix="thumbwheel-bench-") as scratch:
         if asked.quick:

@@ -34,6 +34,7 @@ from learner.preferences import preferences, verdicts
 from learner.publish import Publisher
 from learner.raters import weigh
 from learner.reporter import Reporter, Story
+from learner.reward import Reward
 from learner.reward_lora import RewardLora
 from learner.reward_model import RewardModel, fit, folds_of
 from learner.rollouts import Rollouts
@@ -111,11 +112,6 @@ class Wheel:
     """What the cycle under way has to tell."""
     stages: Stages = field(default_factory=Stages)
     """Where it is."""
-    reward_lora: RewardLora = field(init=False)
-    """What the cycle under way adds to its reward model."""
-
-    def __post_init__(self) -> None:
-        self.reward_lora = self._no_lora()
 
     async def turn(self) -> pb.CycleRecord:
         """Runs one cycle and commits it. Killed anywhere, the next call takes the same batch again.
@@ -170,7 +166,6 @@ class Wheel:
             await self.reporter.tell(record, self.story)
         # What people have said stays in memory no longer than it is needed.
         self.story = Story()
-        self.reward_lora = self._no_lora()
         self.policy.forget()
         return record
 
@@ -268,15 +263,17 @@ class Wheel:
             return Outcome("reward_model_below_floor", (reason,), None, measured)
 
         direct = self.settings.algorithm in ("dpo", "kto")
-        if not direct:
-            measured |= await self._tune(batch, train, reward_model, features)
+        lora = RewardLora(self.policy, self.settings.ppo.tokens_per_microbatch)
+        if not direct and 0 < self.settings.reward_model.lora_votes <= train.votes:
+            measured |= await self._tune(lora, batch, train, reward_model, features)
 
         self.stages.enter("training")
         try:
             if direct:
                 stages, trained = await self._learn_directly(batch, train, fresh)
             else:
-                stages, trained = await self._optimise(batch, train, fresh, reward_model, features)
+                reward = Reward(reward_model, lora, self.policy, self.settings)
+                stages, trained = await self._optimise(batch, train, fresh, reward, features)
         except TrainingDiverged as error:
             return Outcome("diverged", (str(error),), None, measured)
         measured |= trained
@@ -345,21 +342,18 @@ class Wheel:
                     fresh |= {answer.key for answer in data.answers[before:]}
         return data, frozenset(fresh)
 
-    def _no_lora(self) -> RewardLora:
-        return RewardLora(self.policy, self.settings.ppo.tokens_per_microbatch)
-
     async def _tune(
-        self, batch: pb.BatchManifest, train: Dataset, reward_model: RewardModel, features: NDArray[np.float64]
+        self,
+        lora: RewardLora,
+        batch: pb.BatchManifest,
+        train: Dataset,
+        reward_model: RewardModel,
+        features: NDArray[np.float64],
     ) -> dict[str, float]:
-        """Lets LoRA learn what the head does not know, where votes are many; figures of what that brought."""
-        settings = self.settings.reward_model
-        # Not the one of a try that broke off.
-        self.reward_lora = self._no_lora()
-        if not 0 < settings.lora_votes <= train.votes:
-            return {}
-        logits = reward_model.logit_unseen(features, folds_of(train, settings.folds))
+        """Lets LoRA learn what the head does not know; figures of what that brought."""
+        logits = reward_model.logit_unseen(features, folds_of(train, self.settings.reward_model.folds))
         folder = self._folder(await self.registry.get(batch.parent))
-        gain = await asyncio.to_thread(self.reward_lora.learn, train, logits, folder, batch.seed, self.tick)
+        gain = await asyncio.to_thread(lora.learn, train, logits, folder, batch.seed, self.tick)
         metrics.reward_lora_gain.set(gain.mean)
         figures = {"reward_lora_gain": gain.mean, "reward_lora_gain_error": gain.error}
         log.info("reward_lora", extra={"cycle": batch.cycle_id, "pays": gain.pays} | figures)
@@ -370,7 +364,7 @@ class Wheel:
         batch: pb.BatchManifest,
         train: Dataset,
         fresh: frozenset[str],
-        reward_model: RewardModel,
+        reward: Reward,
         features: NDArray[np.float64],
     ) -> tuple[list[pb.VersionRecord], dict[str, float]]:
         """PPO or GRPO: one iteration on rated traffic, then iterations on fresh rollouts that spend no votes.
@@ -378,25 +372,30 @@ class Wheel:
         Returns the staged versions in order, the last being the most trained, and figures of the training.
         """
         settings = self.settings.ppo
+
+        def save(folder: Path) -> None:
+            self.policy.save_adapter(folder)
+            reward.lora.save(folder)
+
         parent = await self._start_from(batch.parent)
         anchor = await self.anchor.answers() if settings.anchor_coef else ()
         price = parent.metrics.get("ppo_kl_price", 0.0)
         trainer = Trainer(self.policy, settings, batch.seed, anchor, kl_price=price, critic=not self._grouped)
         recent = await self._recent_versions(parent)
-        samples = await asyncio.to_thread(self._rated_samples, train, fresh, recent, reward_model, features)
+        samples = await asyncio.to_thread(self._rated_samples, train, fresh, recent, reward, features)
         if self._grouped:
             samples = [sample for group in groups(samples) for sample in group]
         stats: dict[str, float] = {}
         stages: list[pb.VersionRecord] = []
         if len(samples) >= LEAST_SAMPLES:
-            rollout = await self._look_back(trainer, samples, reward_model)
+            rollout = await self._look_back(trainer, samples, reward)
             stats = await self._update(trainer, rollout, samples, batch, 0)
         # Answers to learn from or not, their prompts are what people ask; only edits, which repeat one, have no length.
         prompts = [answer for answer in train.answers if answer.max_tokens and not self._held_out(answer)]
         for number in range(1, settings.fresh_iterations + 1):
-            stages.append(await self.publisher.stage(self._save, batch, len(stages), {"iteration": number - 1}))
-            samples = await self._sample(stages[-1].name, prompts, reward_model, batch.seed + 1000 * number)
-            rollout = await self._look_back(trainer, samples, reward_model)
+            stages.append(await self.publisher.stage(save, batch, len(stages), {"iteration": number - 1}))
+            samples = await self._sample(stages[-1].name, prompts, reward, batch.seed + 1000 * number)
+            rollout = await self._look_back(trainer, samples, reward)
             if rollout.kl >= settings.kl_budget:
                 log.info("kl_budget_reached", extra={"cycle": batch.cycle_id, "kl": round(rollout.kl, 3)})
                 if len(stages) > 1:
@@ -405,7 +404,7 @@ class Wheel:
             stats = await self._update(trainer, rollout, samples, batch, number)
         else:
             stages.append(
-                await self.publisher.stage(self._save, batch, len(stages), {"iteration": settings.fresh_iterations})
+                await self.publisher.stage(save, batch, len(stages), {"iteration": settings.fresh_iterations})
             )
         return stages, {f"ppo_{name}": value for name, value in stats.items()}
 
@@ -414,10 +413,10 @@ class Wheel:
         train: Dataset,
         fresh: frozenset[str],
         recent: frozenset[str],
-        reward_model: RewardModel,
+        reward: Reward,
         features: NDArray[np.float64],
     ) -> list[Sample]:
-        """The batch's answers that the policy can learn from, each rewarded by its own votes and the reward model."""
+        """The batch's answers that the policy can learn from, rewarded."""
         settings = self.settings.ppo
         usable = {
             index: vote
@@ -427,16 +426,13 @@ class Wheel:
             and answer.key in fresh
             and answer.version in recent
         }
-        rows = list(usable)
-        answers = [train.answers[index] for index in rows]
-        lift = self.reward_lora.lift([(answer.prompt_ids, answer.answer_ids) for answer in answers])
-        probability = reward_model.probability(features[rows], lift)
-        samples = []
-        for answer, (vote, weight), likely in zip(answers, usable.values(), probability.tolist(), strict=True):
-            share = settings.vote_weight * weight
-            reward = share * vote + (1 - share) * (2 * likely - 1)
-            samples.append(Sample(answer.prompt_ids, answer.answer_ids, answer.behaviour_logp, answer.version, reward))
-        return samples
+        answers = [train.answers[index] for index in usable]
+        pairs = [(answer.prompt_ids, answer.answer_ids) for answer in answers]
+        rewards = reward.of_rated(pairs, features[list(usable)], list(usable.values()))
+        return [
+            Sample(answer.prompt_ids, answer.answer_ids, answer.behaviour_logp, answer.version, worth)
+            for answer, worth in zip(answers, rewards, strict=True)
+        ]
 
     async def _start_from(self, name: str) -> pb.VersionRecord:
         """Puts the policy where a version stands."""
@@ -447,10 +443,6 @@ class Wheel:
     def _folder(self, version: pb.VersionRecord) -> Path | None:
         """None for the base."""
         return self.publisher.root / version.path if version.path else None
-
-    def _save(self, folder: Path) -> None:
-        self.policy.save_adapter(folder)
-        self.reward_lora.save(folder)
 
     async def _learn_directly(
         self, batch: pb.BatchManifest, train: Dataset, fresh: frozenset[str]
@@ -482,7 +474,7 @@ class Wheel:
             )  # fmt: skip
             for number, folder in enumerate(epochs):
                 await asyncio.to_thread(self.policy.load_adapter, folder)
-                stages.append(await self.publisher.stage(self._save, batch, number, {"epoch": number}))
+                stages.append(await self.publisher.stage(self.policy.save_adapter, batch, number, {"epoch": number}))
         return stages, {f"direct_{name}": value for name, value in stats.items()}
 
     async def _recent_versions(self, parent: pb.VersionRecord) -> frozenset[str]:
@@ -498,17 +490,14 @@ class Wheel:
         """Whether an answer is held against others to its prompt, not against a critic's expectation."""
         return self.settings.algorithm == "grpo"
 
-    async def _look_back(self, trainer: Trainer, samples: Sequence[Sample], reward_model: RewardModel) -> Rollout:
+    async def _look_back(self, trainer: Trainer, samples: Sequence[Sample], reward: Reward) -> Rollout:
         """At those to learn from; for the critic, with what the reward model expects before each of their tokens."""
         if self._grouped:
             kept = contrast_groups(samples, self.settings.ppo.learned_rollouts)
             return await asyncio.to_thread(trainer.look_back, kept, self.tick)
         kept = contrast(samples, self.settings.ppo.learned_rollouts)
-        tokens = await asyncio.to_thread(self.policy.token_features, [sample.answer for sample in kept])
-        telling = [
-            replace(sample, outlook=tuple((2 * reward_model.outlook(rows) - 1).tolist()))
-            for sample, rows in zip(kept, tokens, strict=True)
-        ]
+        outlooks = await asyncio.to_thread(reward.outlooks, [sample.answer for sample in kept])
+        telling = [replace(sample, outlook=outlook) for sample, outlook in zip(kept, outlooks, strict=True)]
         return await asyncio.to_thread(trainer.look_back, telling, self.tick)
 
     async def _update(
@@ -526,10 +515,8 @@ class Wheel:
         )
         return stats
 
-    async def _sample(
-        self, version: str, prompts: Sequence[Answer], reward_model: RewardModel, seed: int
-    ) -> list[Sample]:
-        """Fresh answers of a training version to prompts of real traffic, rewarded by the reward model."""
+    async def _sample(self, version: str, prompts: Sequence[Answer], reward: Reward, seed: int) -> list[Sample]:
+        """Fresh answers of a training version to prompts of real traffic, rewarded."""
         settings = self.settings.ppo
         n = settings.group if self._grouped else 1
         order = np.random.default_rng(seed).permutation(len(prompts))
@@ -540,10 +527,8 @@ class Wheel:
             version, [answer.prompt_ids for answer in chosen], max_tokens=tokens, seed=seed, n=n
         )
         pairs = [(chosen[rollout.prompt].prompt_ids, rollout.token_ids) for rollout in rollouts]
-        features = await asyncio.to_thread(self.policy.features, pairs)
-        lift = await asyncio.to_thread(self.reward_lora.lift, pairs)
-        rewards = 2 * reward_model.cautious(features, self.settings.reward_model.caution, lift) - 1
+        rewards = await asyncio.to_thread(reward.of_fresh, pairs)
         return [
-            Sample(prompt, rollout.token_ids, rollout.logp, version, float(reward))
-            for (prompt, _), rollout, reward in zip(pairs, rollouts, rewards, strict=True)
+            Sample(prompt, rollout.token_ids, rollout.logp, version, worth)
+            for (prompt, _), rollout, worth in zip(pairs, rollouts, rewards, strict=True)
         ]

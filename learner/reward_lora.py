@@ -42,6 +42,9 @@ ANSWERS = 512
 JUDGED = 256
 """Most answers that a pass learns from, and that it is judged on."""
 LEARNING_RATE = 1e-3
+"""A pass is a few dozen steps. A tiny model's gain in nats, 400 votes on order of words: .026 after six passes at 3e-4,
+.094 after four at 1e-3, .45 after four at 3e-3. With the embedded model one pass gained nothing at 3e-4 (400 votes) nor
+at 1e-3 (1,000)."""
 _HEAD = "head"
 
 
