@@ -171,7 +171,7 @@ class RewardModel(Section):
     lora_votes: Annotated[int, Field(ge=0)] = 2000
     """Votes from which LoRA on the reward model is tried; used where unseen votes say that it pays. 0: never.
 
-    At 1,000 it did not yet: AUC .927 without and .929 with it, where a number in the answer was liked."""
+    Where that begins is unmeasured; the one pass that was, at 1,000 votes, brought AUC from .927 to .929."""
 
 
 class Raters(Section):

@@ -2,7 +2,8 @@
 
 SOAK_MINUTES shortens the hour. What capacity means is measured first, with the learner at work. Whether an hour has
 made the server slower is asked beside one that is new, in turn: a machine that others share may itself be twice as fast
-in one ten minutes as in the next. Shifts of p99 within the hour, which are printed, may be such a machine's.
+in one ten minutes as in the next. Shifts of p99 within the hour, which are printed, may be such a machine's. Pace and
+memory are judged from TELLING minutes on.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from thumbwheel_client.v1 import chat_pb2, chat_pb2_grpc, feedback_pb2, feedback
 from thumbwheel_client.v1 import record_pb2 as pb
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "60"))
+TELLING = 20.0
 SHARE = 0.8
 DRIFT = 1.1
 PAIRS = 10
@@ -207,5 +209,6 @@ async def test_use_at_four_fifths_of_capacity(
             wrong = old.complaints() + new.complaints()
     assert not wrong, wrong[:3]
     assert seen.cycles > MINUTES / 4, "the learner has stood still"
-    assert max(seen.growth().values()) < GROWTH, seen.growth()
-    assert slower < DRIFT
+    if MINUTES >= TELLING:
+        assert max(seen.growth().values()) < GROWTH, seen.growth()
+        assert slower < DRIFT
