@@ -127,8 +127,8 @@ class Watch:
             await asyncio.sleep(1)
 
     def growth(self) -> dict[str, float]:
-        """Of the last third's peak over the first's: a cycle has phases, and every third has seen them all."""
-        return {name: max(rss[-len(rss) // 3 :]) / max(rss[: len(rss) // 3 + 1]) for name, rss in self.memory.items()}
+        """Of the least that the last third saw over the first's: what is kept. Peaks of a cycle last for a second."""
+        return {name: min(rss[-len(rss) // 3 :]) / min(rss[: len(rss) // 3 + 1]) for name, rss in self.memory.items()}
 
 
 @dataclass
