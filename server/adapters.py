@@ -78,7 +78,7 @@ class BaseShape:
             NotFound: `folder` holds no checkpoint in safetensors.
         """
         digest = model_digest(folder)
-        memory = folder.resolve().with_name(f"{folder.resolve().name}.norms.json")
+        memory = folder.absolute().with_name(f"{folder.absolute().name}.norms.json")
         # Whatever is wrong with what was remembered, it can be made anew.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kept = json.loads(memory.read_text(encoding="utf-8"))

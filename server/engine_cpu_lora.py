@@ -5,7 +5,8 @@ which in torch means the last slot: a base request that shares a batch with adap
 gather also copies a whole adapter per token, which costs five sixths of the throughput.
 
 Here consecutive tokens of one adapter are one matrix product with that adapter's slot, and tokens without an adapter
-are left alone. The wrapper is written against the internals of the versions named below and refuses any other.
+are left alone. And a base of 8-bit weights can have adapters, at whose start vLLM fails. All of it is written against
+the internals of the versions named below and refuses any other.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 import vllm
+from vllm.lora.layers import base_linear
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 
@@ -87,11 +89,13 @@ def require_known_version(version: str = vllm.__version__) -> None:
 
 
 def mend() -> None:
-    """Makes this process' engine use the wrapper above. Call it in the process that holds the weights.
+    """Makes this process' engine use the above. Call it in the process that holds the weights.
 
     Raises:
         SetupError: see `require_known_version`.
     """
     require_known_version()
+    # vLLM asks a layer's weights where they lie, and 8-bit layers give theirs away once they are packed.
+    base_linear._get_lora_device = lambda base_layer: torch.device("cpu")
     name = f"{__name__}.{SegmentedPunicaWrapper.__qualname__}"
     current_platform.get_punica_wrapper = lambda: name

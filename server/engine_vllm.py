@@ -24,6 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+from server import engine_cpu_quantised
 from server.engine import Chunk, Finish, SamplingSpec, Weights
 from thumbwheel.config import Config
 from thumbwheel.errors import AdapterRefused, Conflict, EngineDead, InvalidInput, NotFound, SetupError
@@ -46,7 +47,7 @@ async def start_engine(config: Config) -> VllmEngine:
     """Starts the engine process, loads the model and answers one request to warm up.
 
     Args:
-        config: `model.path` is the folder of a prepared checkpoint, or a hub id.
+        config: `model.path` is the folder of a checkpoint.
 
     Raises:
         SetupError: the model cannot be served; the engine process' own log says more.
@@ -56,7 +57,7 @@ async def start_engine(config: Config) -> VllmEngine:
     if config.model.path == "embedded":
         raise SetupError("model.path is still 'embedded'; `thumbwheel serve` prepares that model and passes its folder")
     folder = Path(config.model.path)
-    if folder.is_absolute() and not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file():
         raise SetupError(f"model.path: {folder} holds no model (there is no config.json)")
     # Apart from the launch: vLLM keeps an ImportError of one of its modules, which would keep these frames, and in them
     # the engine, until the interpreter's end.
@@ -146,6 +147,7 @@ def _launch(config: Config) -> Any:
         with _quiet():
             settings = AsyncEngineArgs(**engine_settings(config, on_cpu)).create_engine_config()
             if on_cpu:
+                engine_cpu_quantised.require_kernels(settings.model_config.quantization)
                 # vLLM's choice for a CPU is an executor in yet another process, which keeps a core busy with waiting,
                 # and a start from nothing; both are written over after its configuration is made, and only there.
                 settings.parallel_config.distributed_executor_backend = "uni"
@@ -214,10 +216,8 @@ def engine_settings(config: Config, on_cpu: bool) -> dict[str, Any]:
 
 def _max_context(config: Config) -> int:
     """What is configured, or what the model can do if that is less."""
-    described = Path(config.model.path) / "config.json"
-    if not described.is_file():
-        return config.model.max_context
-    limit = json.loads(described.read_text(encoding="utf-8")).get("max_position_embeddings")
+    described = (Path(config.model.path) / "config.json").read_text(encoding="utf-8")
+    limit = json.loads(described).get("max_position_embeddings")
     return min(config.model.max_context, limit or config.model.max_context)
 
 

@@ -30,7 +30,9 @@ class HttpModels:
     def __init__(self, registry: Registry, versions: Versions, model: str) -> None:
         self._registry = registry
         self._versions = versions
-        self._names = frozenset({"", LIVE, "default", model, PurePath(model).name} - {BASE})
+        path = PurePath(model)
+        # A model from the hub lies in a folder OWNER/NAME.
+        self._names = frozenset({"", LIVE, "default", model, path.name, "/".join(path.parts[-2:])} - {BASE})
 
     def version(self, model: str | None) -> str:
         """The version that a request's `model` names; "" for the live one."""

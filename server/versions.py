@@ -20,7 +20,6 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
-from pathlib import Path
 from typing import Any
 
 from server import adapters, metrics
@@ -95,7 +94,7 @@ class Versions:
         self._limits = config.server
         self._share = config.release.share
         self._root = config.artifact_root
-        self._model = Path(config.model.path)
+        self._model = config.model.adapted
         self._base: BaseShape | None = None
         self._places = {BASE: Place(Weights(BASE, 0, None), VersionState.VERSION_STATE_LIVE, None)}
         self._live = BASE
@@ -136,7 +135,7 @@ class Versions:
 
         Raises:
             StoreUnavailable: the registry cannot be asked.
-            NotFound: `model.path` holds no checkpoint in safetensors.
+            NotFound: the model's folder holds no checkpoint in safetensors.
         """
         # Now, though only adapters need it: reading the base takes seconds, and the first swap should not.
         self._base = await asyncio.to_thread(BaseShape.read, self._model)

@@ -15,6 +15,7 @@ from grpc import aio
 
 from tests.otlp import receiving
 from tests.processes import Half, eventually, free_port
+from tests.quantised import write_int8
 from thumbwheel_client.v1 import (
     chat_pb2,
     chat_pb2_grpc,
@@ -60,6 +61,15 @@ class Wheel:
             thumb=pb.THUMB_UP if up else pb.THUMB_DOWN,
         )
         await self.feedback.Rate(request, timeout=30, wait_for_ready=True)
+
+    async def turn(self) -> pb.VersionRecord:
+        """Enough votes for a cycle, and the version that it makes, live."""
+        for start in range(0, 56, 8):
+            await asyncio.gather(*(self.rate(number) for number in range(start, start + 8)))
+        async for change in self.models.WatchVersions(models_pb2.WatchVersionsRequest(), timeout=240):
+            if change.live != "base" and change.version.name == change.live:
+                break
+        return change.version
 
 
 @pytest.fixture
@@ -124,12 +134,7 @@ async def test_votes_become_a_version_that_is_swapped_in_under_running_streams(
         done = asyncio.Event()
         seen: list[tuple[str, bool]] = []
         streams = [asyncio.create_task(stream_until(wheel, done, seen)) for _ in range(3)]
-        for start in range(0, 56, 8):
-            await asyncio.gather(*(wheel.rate(number) for number in range(start, start + 8)))
-        async for change in wheel.models.WatchVersions(models_pb2.WatchVersionsRequest(), timeout=240):
-            if change.live != "base" and change.version.name == change.live:
-                break
-        version = change.version
+        version = await wheel.turn()
         assert version.parent == "base"
         assert version.metrics["votes"] >= 48
         assert {"reward_model_auc", "kl_nats_per_sequence", "win_rate", "competence"} <= set(version.metrics)
@@ -147,6 +152,21 @@ async def test_votes_become_a_version_that_is_swapped_in_under_running_streams(
         assert monotonic() - started < 1
         assert (reply.live.name, reply.previous) == ("base", version.name)
         assert (await wheel.ask("And now again?")).receipt.version == "base"
+
+
+async def test_what_is_served_in_fewer_bits_learns_in_full_precision(
+    halves: tuple[Half, Half, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    """What the rounded weights amount to stands in for them: not every CPU can compute with those themselves."""
+    served = tmp_path / "amounts to"
+    write_int8(tiny_model, tmp_path / "rounded", served)
+    sets = ("--set", f"model.path={served}", "--set", f"model.full_precision={tiny_model}")
+    for half in halves[:2]:
+        half.arguments = [*half.arguments, *sets]
+    async with turning(*halves) as wheel:
+        version = (await wheel.turn()).name
+        await eventually(lambda: wheel.server.metric("thumbwheel_live_version_info", version=version), 10)
+        assert (await wheel.ask("And now?")).receipt.version == version
 
 
 async def test_one_trace_leads_from_a_chat_to_the_version_that_it_helped_to_train(
@@ -167,12 +187,7 @@ async def test_one_trace_leads_from_a_chat_to_the_version_that_it_helped_to_trai
             )
             voter = (("traceparent", f"00-{vote_trace}-{'1' * 16}-01"),)
             await wheel.feedback.Rate(vote, metadata=voter, timeout=30)
-            for start in range(0, 56, 8):
-                await asyncio.gather(*(wheel.rate(number) for number in range(start, start + 8)))
-            async for change in wheel.models.WatchVersions(models_pb2.WatchVersionsRequest(), timeout=240):
-                if change.live != "base" and change.version.name == change.live:
-                    break
-            version = change.version.name
+            version = (await wheel.turn()).name
             await eventually(lambda: server.metric("thumbwheel_live_version_info", version=version), 10)
             # The record is committed before the cycle has ended, and a learner that is stopped tells what has.
             await eventually(lambda: learner.metric("thumbwheel_learner_cycles_total", outcome="released"), 10)

@@ -108,7 +108,7 @@ def model_digest(folder: Path) -> str:
     if len(files) < 2:
         raise NotFound(f"{folder} holds no config.json with *.safetensors")
     seen = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
-    memory = folder.resolve().with_name(f"{folder.resolve().name}.digest.json")
+    memory = folder.absolute().with_name(f"{folder.absolute().name}.digest.json")
     # Whatever is wrong with what was remembered, it can be made anew.
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(memory.read_text(encoding="utf-8"))

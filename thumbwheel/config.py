@@ -33,10 +33,17 @@ class Section(BaseModel):
 class Model(Section):
     path: str = "embedded"
     """A Hugging Face causal chat model: a folder or hub id. "embedded" is SmolLM2-135M-Instruct."""
+    full_precision: str = ""
+    """Where `path` is quantised: the model that it was made from, which adapters are made for."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Weights in the engine. "auto": float32 on a CPU (bfloat16 is slower there), the model's own on a GPU."""
     max_context: Positive = 2048
     """Longest prompt plus answer, in tokens."""
+
+    @property
+    def adapted(self) -> Path:
+        """The folder of what adapters are made for, once `path` and `full_precision` are folders."""
+        return Path(self.full_precision or self.path)
 
 
 class Server(Section):

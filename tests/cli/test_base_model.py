@@ -10,25 +10,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cli import base_model
-from cli.checkpoint import ADAPTED
-from tests.cli.test_checkpoint import write_tensors
-from thumbwheel.config import Config, Model
+from cli import base_model, embedded_model
+from tests.cli.test_checkpoint import checkpoint
+from thumbwheel.config import Config, Model, Server
 from thumbwheel.errors import SetupError
 
 
 def settings(data_dir: Path, path: str | Path) -> Config:
     return Config(data_dir=data_dir, model=Model(path=str(path)))
-
-
-def checkpoint(folder: Path) -> Path:
-    """Everything that can be seen of a checkpoint without loading it."""
-    folder.mkdir()
-    for name in ("config.json", "tokenizer.json"):
-        (folder / name).write_text("{}")
-    write_tensors(folder, (f"model.layers.0.{name}.weight" for name in ADAPTED))
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
-    return folder
 
 
 def test_local_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,15 +62,23 @@ def test_folder_that_is_not_there(tmp_path: Path, path: str) -> None:
         base_model.check(settings(tmp_path, path))
 
 
-def test_hub_id_is_left_to_the_engine(tmp_path: Path) -> None:
-    config = settings(tmp_path, "owner/name")
+def test_a_quantised_model_and_the_one_it_was_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = checkpoint(tmp_path / "small", quantization_config={"quant_method": "compressed-tensors"})
+    full = checkpoint(tmp_path / "full")
+    monkeypatch.chdir(tmp_path)
+    config = Config(data_dir=tmp_path / "data", model=Model(path="small", full_precision="full"))
     base_model.check(config)
-    assert base_model.ensure(config, Console()).model.path == "owner/name"
+    ready = base_model.ensure(config, Console()).model
+    assert (ready.path, ready.full_precision, ready.adapted) == (str(served), str(full), full)
+    with pytest.raises(SetupError, match=r"quantised, and server\.weights"):
+        base_model.check(config.model_copy(update={"server": Server(weights="merged")}))
+    with pytest.raises(SetupError, match=r"model\.full_precision = absent: there is no such folder"):
+        base_model.check(Config(model=Model(path="small", full_precision="absent")))
 
 
 def test_failed_preparation_says_why_and_leaves_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"not a model")
-    monkeypatch.setattr(base_model, "_source", lambda: tmp_path / "broken.gguf")
+    monkeypatch.setattr(embedded_model, "source", lambda: tmp_path / "broken.gguf")
     config = settings(tmp_path / "data", "embedded")
     with pytest.raises(SetupError, match="preparing the embedded model failed") as error:
         base_model.ensure(config, Console(quiet=True))
@@ -93,8 +90,7 @@ PREPARE = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from cli import base_model
-from cli.checkpoint import ADAPTED
+from cli import base_model, embedded_model
 from thumbwheel.config import Config
 print(base_model.ensure(Config(data_dir=Path(sys.argv[1])), Console(stderr=True)).model.path)
 """
@@ -120,11 +116,11 @@ def test_embedded_model_is_prepared_once_by_two_at_once_after_one_was_killed(tmp
 
     with prepare(tmp_path) as first, prepare(tmp_path) as second:
         answers = [first.communicate(), second.communicate()]
-    folder = models / base_model.NAME
+    folder = models / embedded_model.NAME
     assert [out.strip() for out, _ in answers] == [str(folder)] * 2
     assert sum("waiting for it" in err for _, err in answers) == 1
     base_model.check(settings(tmp_path, folder))
-    assert sorted(file.name for file in models.iterdir()) == [".lock", base_model.NAME]
+    assert sorted(file.name for file in models.iterdir()) == [".lock", embedded_model.NAME]
     inode = folder.stat().st_ino
     with prepare(tmp_path) as again:
         assert again.communicate()[0].strip() == str(folder)

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -129,17 +130,25 @@ async def test_log_probabilities_are_those_of_the_reference_as_sampled(
         torch.testing.assert_close(torch.tensor(logprobs), expected, atol=1e-3, rtol=0)
 
 
-@torch.no_grad()
 def reference(
     model: Path, weights: Weights, prompt: list[int], answer: list[int], temperature: float, top_p: float
 ) -> torch.Tensor:
     """Log-probabilities (nats) of the answer's tokens by transformers and peft, after temperature and top-p."""
+    return logps(network(model, weights), prompt, answer, temperature, top_p)
+
+
+def network(model: Path, weights: Weights) -> Any:
+    """Base and adapter, by transformers and peft."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    if weights.path is not None:
-        network = PeftModel.from_pretrained(network, weights.path)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    return base if weights.path is None else PeftModel.from_pretrained(base, weights.path)
+
+
+@torch.no_grad()
+def logps(network: Any, prompt: list[int], answer: list[int], temperature: float = 1, top_p: float = 1) -> torch.Tensor:
+    """See `reference`."""
     logits = network(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1] / temperature  # (answer, vocab)
     probabilities, order = logits.softmax(-1).sort(descending=True)
     beyond = probabilities.cumsum(-1) - probabilities >= top_p  # the mass before a token reaches top_p already
