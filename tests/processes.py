@@ -15,11 +15,13 @@ import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -119,3 +121,14 @@ async def eventually(condition: Callable[[], object], seconds: float) -> None:
             return
         assert monotonic() < deadline, "it did not happen in time"
         await asyncio.sleep(0.05)
+
+
+def apart(work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+    """Runs a coroutine in a process of its own. Where it starts an engine that is forked, and gRPC, once this process
+    has used it, does not always survive another fork."""
+    with ProcessPoolExecutor(1, mp_context=_FORKED) as pool:
+        pool.submit(_finish, work, *arguments).result()
+
+
+def _finish(work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+    asyncio.run(work(*arguments))

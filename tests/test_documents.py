@@ -56,6 +56,7 @@ NOT_HERE = {
     "make test": "this is one of its tests",
     "make demo": "minutes with the real model; with a tiny one: tests/cli/test_demo.py",
     "make docs": "writes into the checkout; what it writes: tests/cli/test_references.py",
+    "thumbwheel simulate --taste brief --ratings 144": "recorded by tests/pictures with the real model",
     "pip install": "another environment than this; the client's in one of its own: tests/client/test_distribution.py",
     "python -m bench.": "measures for minutes or hours",
     "python examples/cartpole.py": "half a minute: tests/examples/test_cartpole.py",

@@ -14,6 +14,7 @@ from learner.policy import Batch, Policy
 from server.adapters import BaseShape, verify
 from server.engine import SamplingSpec, Weights
 from server.engine_vllm import start_engine
+from tests.processes import apart
 from thumbwheel.artifacts import model_digest
 from thumbwheel.config import Config, Lora
 from thumbwheel.errors import SetupError
@@ -23,8 +24,12 @@ SERVER = {"threads": 2, "kv_cache_bytes": 64 << 20, "max_sequences": 8, "max_ada
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral", "gemma", "granite", "smollm3", "olmo2"])
-async def test_engine_and_learner_agree_on_base_and_adapter(family: str, tmp_path: Path) -> None:
+def test_engine_and_learner_agree_on_base_and_adapter(family: str, tmp_path: Path) -> None:
     """PPO's ratios are their difference."""
+    apart(agree, family, tmp_path)
+
+
+async def agree(family: str, tmp_path: Path) -> None:
     model = write(tmp_path / "model", family)
     require_usable(Checkpoint(model, "model.path = mine"), None, 1)
     policy = Policy(model, LORA, seed=1)

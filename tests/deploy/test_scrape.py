@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from tests.certificates import Authority
 from tests.deploy import monitoring
 from tests.deploy.prometheus_process import plain, prometheus, shipped
 from tests.faults.world import world
+from tests.pictures import panels
 from tests.processes import eventually
 from thumbwheel.config import Config
 from thumbwheel.credentials import Credentials, scrapers
@@ -95,6 +98,10 @@ async def test_every_panel_shows_something(tmp_path: Path, tiny_model: Path) -> 
                 await eventually(seen, 60)
             except AssertionError:
                 pytest.fail(f"nothing is shown by {lacking}")
+            drawn = await asyncio.to_thread(panels.page, watcher, time.time() - 60)
+            assert drawn.count("<section>") == len(panels.TITLES)
+            curves = [re.findall(r'<path stroke="[^"]+" d="M', section) for section in drawn.split("<section>")[1:]]
+            assert all(curves), "a panel has no curve"
             found = [rule for group in watcher.get("/api/v1/rules")["groups"] for rule in group["rules"]]
             assert len(found) == len(monitoring.rules())
             assert {rule["name"]: rule["lastError"] for rule in found if rule["health"] != "ok"} == {}

@@ -1,6 +1,6 @@
-"""``python -m tests.pictures FOLDER``: the README's pictures, of a thumbwheel that turns twice.
+"""``python -m tests.pictures FOLDER``: the README's pictures, of a thumbwheel that has turned once.
 
-Half an hour on two cores. It needs Chromium, and Debian's Prometheus, which it fetches.
+Twenty minutes on two cores. It needs Chromium, and Debian's Prometheus, which it fetches.
 """
 
 from __future__ import annotations
@@ -28,11 +28,6 @@ from tests.pictures.terminal import Terminal
 from tests.processes import eventually
 
 RATINGS = 144
-PANELS = (
-    "Votes a minute", "Up-rate by version", "Votes that wait",
-    "Reward model", "Reward", "KL to the base",
-    "Tokens a second", "Time to the first token", "Calls by code",
-)  # fmt: skip
 SETTINGS = {
     "LEARNER__MIN_VOTES": str(RATINGS),
     # Nobody chats while the learner is at work here.
@@ -57,25 +52,21 @@ async def take(terminal: Terminal, folder: Path, environment: dict[str, str], ta
     async with running(folder, environment) as here:
         began = time.time()
         async with prometheus(folder, plain([here.http], [here.learner_http])) as watcher:
-            for cycle in (1, 2):
-                await asyncio.to_thread(visit, terminal, cycle)
-                await eventually((folder / "data" / "reports" / f"cycle-{cycle}.html").is_file, 1800)
-            await asyncio.to_thread(visit, terminal, 3)
-            await asyncio.to_thread(terminal.type, "thumbwheel versions", r"base.*\n\$ $", 20)
-            drawn = await asyncio.to_thread(panels.page, watcher, PANELS, began)
+            await asyncio.to_thread(visit, terminal, 1)
+            await eventually((folder / "data" / "reports" / "cycle-1.html").is_file, 1800)
+            await asyncio.to_thread(visit, terminal, 2)
+            await asyncio.to_thread(terminal.type, "thumbwheel versions", r"base[^$]*\$ $", 20)
+            drawn = await asyncio.to_thread(panels.page, watcher, began)
         await shoot(here, folder, drawn, target)
 
 
-def visit(terminal: Terminal, cycle: int) -> None:
+def visit(terminal: Terminal, seed: int) -> None:
     """A question, a thumb, and people with a taste."""
     terminal.type("thumbwheel chat --temperature 0", "you › $", 20)
     terminal.type("What is the capital of France?", "you › $", 60)
     terminal.type("+", "you › $", 10)
     terminal.type("/quit", r"\$ $", 10)
-    if cycle < 3:
-        terminal.type(
-            f"thumbwheel simulate --taste brief --ratings {RATINGS} --seed {cycle}", r"rated up[^$]*\$ $", 900
-        )
+    terminal.type(f"thumbwheel simulate --taste brief --ratings {RATINGS} --seed {seed}", r"rated up[^$]*\$ $", 900)
 
 
 @asynccontextmanager
@@ -105,11 +96,11 @@ async def shoot(here: Instance, folder: Path, drawn: str, target: Path) -> None:
         await page.get_by_role("link", name="The wheel").click()
         await page.get_by_role("img", name=_live(here)).wait_for()
         await page.screenshot(path=target / "wheel.png")
-        await page.set_viewport_size({"width": 1354, "height": 900})
+        page = await browser.new_page(viewport={"width": 1354, "height": 200})
         await page.set_content(drawn)
         await page.screenshot(path=target / "panels.png", full_page=True)
         await page.set_viewport_size({"width": 1000, "height": 1400})
-        await page.goto((folder / "data" / "reports" / "cycle-2.html").as_uri())
+        await page.goto((folder / "data" / "reports" / "cycle-1.html").as_uri())
         await page.screenshot(path=target / "report.png")
         await page.screenshot(path=target / "report-whole.png", full_page=True)
         await browser.close()

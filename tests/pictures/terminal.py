@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 COLUMNS, ROWS = 88, 26
 PACE = 0.04
 """Seconds between two keys."""
+REDRAW = "\r\x1b[2K"
 LULL = 2.0
 """Seconds to which a player shortens a wait."""
 
@@ -65,7 +67,8 @@ class Terminal:
         self._reader.join(10)
         os.close(self._file)
         header = {"version": 2, "width": COLUMNS, "height": ROWS, "idle_time_limit": LULL, "title": "thumbwheel"}
-        lines = [json.dumps(header), *(json.dumps([round(at, 3), "o", said]) for at, said in self._seen)]
+        events = thinned(self._seen)
+        lines = [json.dumps(header), *(json.dumps([round(at, 3), "o", said]) for at, said in events)]
         self._cast.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _shown(self) -> str:
@@ -85,3 +88,16 @@ class Terminal:
             with self._changed:
                 self._seen.append((time.monotonic() - self._began, said))
                 self._changed.notify_all()
+
+
+def thinned(events: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Of a progress bar that is drawn over itself ten times a second, one drawing a second and the last."""
+    kept: list[tuple[float, str]] = []
+    drawn = -math.inf
+    for (at, said), (_, after) in zip(events, [*events[1:], (math.inf, "")], strict=True):
+        if said.startswith(REDRAW):
+            if after.startswith(REDRAW) and at - drawn < 1:
+                continue
+            drawn = at
+        kept.append((at, said))
+    return kept

@@ -15,6 +15,7 @@ import torch
 from server import engine_cpu_quantised
 from server.engine import Engine, Weights
 from server.engine_vllm import start_engine
+from tests.processes import apart
 from tests.quantised import write_gptq, write_int8
 from tests.server.test_engine_vllm import BASE, logps, network, sample
 from thumbwheel.config import Config
@@ -66,24 +67,29 @@ async def started(served: Path, full_precision: Path, dtype: str) -> AsyncIterat
         await engine.close()
 
 
-async def test_8_bits_and_an_adapter(
-    tiny_model: Path, write_adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    served = write_int8(tiny_model, tmp_path / "served", tmp_path / "plain")
+def test_8_bits_and_an_adapter(tiny_model: Path, write_adapter: Callable[..., Path], tmp_path: Path) -> None:
+    write_int8(tiny_model, tmp_path / "served", tmp_path / "plain")
+    apart(eight_bits, tiny_model, tmp_path, write_adapter(tmp_path / "adapter", size=0.3))
+
+
+async def eight_bits(full_precision: Path, folder: Path, adapter: Path) -> None:
     # Where the products overflow the answers are wrong, but not so wrong that base and adapter could be mistaken.
-    monkeypatch.setattr(engine_cpu_quantised, "require_kernels", lambda quantization: None)
-    async with started(served, tiny_model, "auto") as engine:
-        adapter = write_adapter(tmp_path / "adapter", size=0.3)
-        meant = functools.cache(lambda weights: rounding(network(tmp_path / "plain", weights)))
+    engine_cpu_quantised.require_kernels = lambda quantization: None
+    meant = functools.cache(lambda weights: rounding(network(folder / "plain", weights)))
+    async with started(folder / "served", full_precision, "auto") as engine:
         await answered_as(meant, engine, adapter, 0.02 if VNNI else math.inf)
 
 
 @pytest.mark.skipif(not VNNI, reason="vLLM computes 4-bit weights on CPUs with AVX-512")
-async def test_4_bits_and_an_adapter(tiny_model: Path, write_adapter: Callable[..., Path], tmp_path: Path) -> None:
-    served = write_gptq(tiny_model, tmp_path / "served", tmp_path / "plain")
-    async with started(served, tiny_model, "bfloat16") as engine:
-        adapter = write_adapter(tmp_path / "adapter", size=0.3)
-        await answered_as(functools.cache(lambda weights: network(tmp_path / "plain", weights)), engine, adapter, 0.1)
+def test_4_bits_and_an_adapter(tiny_model: Path, write_adapter: Callable[..., Path], tmp_path: Path) -> None:
+    write_gptq(tiny_model, tmp_path / "served", tmp_path / "plain")
+    apart(four_bits, tiny_model, tmp_path, write_adapter(tmp_path / "adapter", size=0.3))
+
+
+async def four_bits(full_precision: Path, folder: Path, adapter: Path) -> None:
+    meant = functools.cache(lambda weights: network(folder / "plain", weights))
+    async with started(folder / "served", full_precision, "bfloat16") as engine:
+        await answered_as(meant, engine, adapter, 0.1)
 
 
 @pytest.mark.parametrize(("write", "dtype"), [(write_int8, "auto"), (write_gptq, "bfloat16")])
