@@ -60,7 +60,7 @@ from thumbwheel.config import Config
 from thumbwheel.config import Server as ServerSettings
 from thumbwheel.credentials import scrapers
 from thumbwheel.erasure import Erasure
-from thumbwheel.errors import SetupError
+from thumbwheel.errors import EngineDead, SetupError
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.metrics_http import MetricsHttp
 from thumbwheel.perimeter import CertificateFiles, require_closed
@@ -308,6 +308,8 @@ class Server:
                 task.cancel()
             results = await asyncio.gather(*background, return_exceptions=True)
         await self._flush()
+        if any(isinstance(result, EngineDead) for result in results):
+            await self.versions.engine_died()
         for result in results:
             if isinstance(result, Exception):
                 raise result

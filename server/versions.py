@@ -17,7 +17,7 @@ import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Collection
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -191,6 +191,17 @@ class Versions:
         """
         async with asyncio.timeout(timeout), self._moved:
             await self._moved.wait_for(lambda: self._live == name)
+
+    async def engine_died(self) -> None:
+        """Ends the trial that this server took part in: if the canary did it, one engine after another would die of it.
+
+        An innocent one is taken back as well, which costs a cycle; who did it cannot be told from outside.
+        """
+        if self._trial:
+            log.error("canary_refused", extra={"version": self._trial, "reason": "the engine died during its trial"})
+            # Without a store nobody can be told; a canary that did it will be found out by the next engine's death.
+            with suppress(Conflict, StoreUnavailable):
+                await self._registry.end_trial(self._trial, "the engine died during its trial", promote=False)
 
     @asynccontextmanager
     async def use(self, name: str | None = None, reach: Reach = Reach.OPERATORS) -> AsyncIterator[Weights]:

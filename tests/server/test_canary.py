@@ -13,6 +13,7 @@ from learner.canary import Judge
 from server.engine import Engine
 from server.engine_scripted import ScriptedEngine
 from thumbwheel.config import Config
+from thumbwheel.errors import EngineDead
 from thumbwheel.feedback_log import FeedbackLog
 from thumbwheel.lease import Lease
 from thumbwheel.registry import Registry
@@ -153,3 +154,25 @@ async def test_votes_over_the_api_decide_a_trial(
                 pass
         state = pb.VERSION_STATE_LIVE if liked else pb.VERSION_STATE_ROLLED_BACK
         assert (await registry.get("v1")).state == state
+
+
+async def test_a_canary_that_the_engine_dies_under_is_taken_back(
+    settings: MakeConfig, run_server: Any, publish: Publish
+) -> None:
+    """Else the next engine would be made to load it again, and people's answers would end with it again."""
+    config, engine = settings(), ScriptedEngine()
+    await publish(config, "v1")
+    running = run_server(config, engine)
+    async with store_of(config) as store:
+        server = await running.__aenter__()
+        await put_on_trial(store, "v1")
+        await on_trial_here(server, "v1")
+        engine.die()
+        async with asyncio.timeout(SECONDS):
+            await asyncio.wait((server.task,))
+        with pytest.raises(EngineDead):
+            await running.__aexit__(None, None, None)
+        taken_back = await Registry(store).get("v1")
+        assert taken_back.state == pb.VERSION_STATE_ROLLED_BACK
+        assert "the engine died" in taken_back.reasons[-1]
+        assert (await Registry(store).live()).name == "base"
