@@ -75,7 +75,8 @@ class Bin(_Fact):
 
     predicted: Figure
     liked: Figure
-    votes: int
+    votes: Figure
+    """What they weigh."""
 
 
 class Heard(_Fact):

@@ -79,11 +79,11 @@ def bars(title: str, points: Sequence[Point], form: str = ".3g") -> str:
     return _drawing(title, "; ".join(_said(point, form) for point in points), height, *parts)
 
 
-def calibration(title: str, bins: Sequence[tuple[float, float, int]]) -> str:
+def calibration(title: str, bins: Sequence[tuple[float, float, float]]) -> str:
     """Predicted against observed shares; on the diagonal they agree.
 
     Args:
-        bins: predicted probability, share of up-votes and number of votes of each.
+        bins: predicted probability, share of up-votes and weight of the votes of each.
     """
     parts = list(_grid(0, 1, ".1f"))
     for share in (0.0, 0.5, 1.0):
@@ -93,7 +93,7 @@ def calibration(title: str, bins: Sequence[tuple[float, float, int]]) -> str:
     for predicted, liked, votes in bins:
         if not math.isfinite(predicted) or not math.isfinite(liked):
             continue
-        words.append(f"predicted {predicted:.2f}, liked {liked:.2f} of {votes} votes")
+        words.append(f"predicted {predicted:.2f}, liked {liked:.2f} of {votes:.0f} votes")
         x, y = _between(predicted, 0, 1, LEFT, WIDTH - RIGHT), _between(liked, 0, 1, HEIGHT - BOTTOM, TOP)
         parts.append(_dot(x, y, words[-1]))
     return _drawing(title, "; ".join(words) or "No votes to compare with.", HEIGHT, *parts)

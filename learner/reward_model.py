@@ -125,8 +125,8 @@ class Quality:
     """Share of held-out pairs in the raters' order; NaN without pairs."""
     up_rate: float
     votes: float
-    bins: tuple[tuple[float, float, int], ...] = ()
-    """Predicted and observed share of up-votes, and votes, by `calibration`."""
+    bins: tuple[tuple[float, float, float], ...] = ()
+    """Predicted and observed share of up-votes, and the votes' weight, by `calibration`."""
 
     @property
     def floor_value(self) -> float:
@@ -286,11 +286,11 @@ def _quality(scores: Floats, slope: float, offset: float, targets: Targets, auc_
     return Quality(
         auc=auc(z, targets.values > 0.5, targets.weights),
         auc_later=auc_later,
-        ece=ece(probabilities, targets.values),
+        ece=ece(probabilities, targets.values, targets.weights),
         agreement=_mean(pairs > 0, targets.pair_weights),
         up_rate=_mean(targets.values, targets.weights),
         votes=float(targets.weights.sum() + targets.pair_weights.sum()),
-        bins=calibration(probabilities, targets.values),
+        bins=calibration(probabilities, targets.values, targets.weights),
     )
 
 
@@ -314,17 +314,27 @@ def auc(scores: Floats, positive: NDArray[np.bool_], weights: Floats | None = No
     return float(ups @ (below + downs / 2) / (ups.sum() * downs.sum()))
 
 
-def calibration(probabilities: Floats, values: Floats, bins: int = 10) -> tuple[tuple[float, float, int], ...]:
-    """Mean probability, mean vote and number of votes in bins of equal mass, at least 20 votes each where there are."""
-    if not len(values):
+def calibration(
+    probabilities: Floats, values: Floats, weights: Floats | None = None, bins: int = 10
+) -> tuple[tuple[float, float, float], ...]:
+    """By bin: mean probability, mean vote and weight of its votes (1 each if None).
+
+    As many votes in each, 20 at least where there are so many; those that weigh nothing are in none.
+    """
+    weights = np.ones(len(values)) if weights is None else weights
+    heard = np.flatnonzero(weights)
+    if not len(heard):
         return ()
-    parts = np.array_split(np.argsort(probabilities, kind="stable"), max(1, min(bins, len(values) // 20)))
-    return tuple((float(probabilities[part].mean()), float(values[part].mean()), len(part)) for part in parts)
+    order = heard[np.argsort(probabilities[heard], kind="stable")]
+    return tuple(
+        (_mean(probabilities[part], weights[part]), _mean(values[part], weights[part]), float(weights[part].sum()))
+        for part in np.array_split(order, max(1, min(bins, len(order) // 20)))
+    )
 
 
-def ece(probabilities: Floats, values: Floats, bins: int = 10) -> float:
-    """Expected calibration error over bins of equal mass (Guo et al. 2017); NaN without votes."""
-    if not len(values):
+def ece(probabilities: Floats, values: Floats, weights: Floats | None = None, bins: int = 10) -> float:
+    """Expected calibration error over the bins of `calibration` (Guo et al. 2017); NaN without votes."""
+    found = calibration(probabilities, values, weights, bins)
+    if not found:
         return float("nan")
-    gaps = [abs(p - v) * votes for p, v, votes in calibration(probabilities, values, bins)]
-    return float(sum(gaps) / len(values))
+    return sum(abs(p - v) * weight for p, v, weight in found) / sum(weight for _, _, weight in found)

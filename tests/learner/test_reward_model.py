@@ -106,6 +106,13 @@ def test_calibration_by_hand() -> None:
     assert calibration(np.zeros(0), np.zeros(0)) == ()
 
 
+def test_calibration_hears_a_rater_as_loudly_as_the_fit_does() -> None:
+    chances, votes, weights = np.full(4, 0.5), np.array([1.0, 1.0, 0.0, 0.0]), np.array([3.0, 0.0, 0.5, 0.5])
+    assert calibration(chances, votes, weights) == ((0.5, pytest.approx(0.75), 4.0),)
+    assert ece(chances, votes, weights) == pytest.approx(0.25)
+    assert calibration(chances, votes, np.zeros(4)) == ()
+
+
 def test_what_the_tokens_say_and_the_form_add_up_to_the_score() -> None:
     features, liking = truth(200)
     labels = [Label(i, float(liking[i] > 0), "a") for i in range(200)]
